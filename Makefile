@@ -1,0 +1,64 @@
+# Architecture ablations of a 135M Llama. `make` alone lists what there is.
+
+EXP ?= experiments/demo.yaml
+PORT ?= 5000
+PYTHON ?= python3
+PY := .venv/bin/python
+# BASE=, SEEDS=, JOBS= and ARGS= go to the command line as they are.
+OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo plan ablation report ui test test-slow check lock clean
+
+help:  ## this list
+	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready  ## make .venv with every pinned package (done by the other targets when needed)
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "error: Python 3.11 or later is needed, this is %d.%d; name another with PYTHON=" % v[:2])'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv (on Debian: the package python3-venv)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock || { echo "error: a pinned package could not be had; pip says which above"; exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## a small real ablation on the CPU, to its verdict
+	$(PY) -m runners run experiments/demo.yaml $(OPTIONS) $(JOBS_OPTION)
+
+plan: setup  ## what EXP would run, what it costs, what it could see
+	$(PY) -m runners plan $(EXP) $(OPTIONS) $(JOBS_OPTION)
+
+ablation: setup  ## run what is left of EXP, then report
+	$(PY) -m runners run $(EXP) $(OPTIONS) $(JOBS_OPTION)
+
+report: setup  ## the verdicts of EXP's finished runs
+	$(PY) -m runners report $(EXP) $(OPTIONS)
+
+ui: setup  ## the MLflow UI on 127.0.0.1, PORT=5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
+		--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+test: setup  ## the fast tests
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup  ## the slow tests: real packages, whole sweeps
+	$(PY) -m pytest -m slow $(ARGS)
+
+check: setup  ## lint, format, types, import directions
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+lock: ## pin the newest versions inside the ranges of pyproject.toml
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 "mlflow>=3.17,<3.18" -e ".[dev]"
+	{ echo '# Every version, for Python 3.11 and later. Made by `make lock`: the newest releases inside the ranges of pyproject.toml.'; \
+	  .venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
+	rm -r .venv-lock
+
+clean:  ## remove the environment and everything cached; runs, reports and mlflow.db stay
+	rm -rf .venv cache build *.egg-info

@@ -1,0 +1,1 @@
+"""The verbs: plan, run, train, report. `python -m runners VERB` is the command line."""

@@ -1,0 +1,176 @@
+"""The command line. Exit codes: 0 done; 1 a run failed; 2 the user's input is wrong; 130, 143 stopped by a signal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llama_variants.errors import ConfigError
+
+RUNS = Path("runs")
+CACHE = Path("cache")
+REPORTS = Path("reports")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(options.verb(options))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is not done", file=sys.stderr)
+        return 130
+    except _Terminated:
+        return 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m runners", description="Architecture ablations of a 135M Llama.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(verb=function)
+        sub.add_argument("experiment", type=Path, help="an experiment's YAML")
+        sub.add_argument("--base", help="a base to use instead of the experiment's own, e.g. tiny")
+        sub.add_argument("--seeds", type=_positive, help="runs of every arm; 1 screens, without verdicts")
+        return sub
+
+    def placed(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+        sub.add_argument("--jobs", type=_positive, help="runs at once (one to a card; one to a core for small models)")
+
+    plan = verb("plan", _plan, "show what an experiment would run, what it costs and what it could see")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    placed(plan)
+    run = verb("run", _run, "carry out an experiment's unfinished runs, then report")
+    placed(run)
+    train = verb("train", _train, "carry out one run in this process")
+    train.add_argument("arm", help="its arm, e.g. control")
+    train.add_argument("index", type=int, nargs="?", default=0, help="which of the arm's seeds, from 0")
+    train.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    report = verb("report", _report, "print the verdicts of what has run and write the report")
+    report.add_argument("--json", action="store_true", help="print the table as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from runners.experiment import load_plan
+
+    return load_plan(options.experiment, base=options.base, seeds=options.seeds)
+
+
+def _slots(options: argparse.Namespace, plan: Any) -> Any:
+    from llama_variants.errors import Problem
+    from runners.sweep import Slots
+
+    try:
+        return Slots.choose(options.device, options.jobs, plan.arms[0].recipe.num_params)
+    except ValueError as error:
+        raise ConfigError([Problem(("--device",), options.device, str(error))]) from None
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from runners.preview import preview
+
+    plan = _load(options)
+    table, record = preview(plan, RUNS, _slots(options, plan))
+    print(json.dumps(record, indent=1) if options.json else table)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from runners.data import DataError
+    from runners.sweep import run_plan
+
+    plan = _load(options)
+    console = Console(soft_wrap=True)
+    try:
+        failed = run_plan(plan, root=RUNS, cache=CACHE, slots=_slots(options, plan), console=console)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _print_report(plan, False)
+    return 1 if failed else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from llama_variants.errors import Problem, one_of
+    from runners.launchers.local import execute
+    from runners.store import RunFolder
+    from runners.tracking import Mirror
+
+    plan = _load(options)
+    runs = {arm.name: arm.runs for arm in plan.arms}
+    if options.arm not in runs:
+        raise ConfigError([Problem(("arm",), repr(options.arm), one_of(options.arm, runs))])
+    if not 0 <= options.index < len(runs[options.arm]):
+        raise ConfigError([Problem(("index",), str(options.index), f"0 to {len(runs[options.arm]) - 1}")])
+    run = runs[options.arm][options.index]
+    folder = RunFolder(RUNS, run.key)
+    folder.create(run.recipe, run.seed)
+    try:
+        execute(folder, CACHE, options.device)
+    finally:
+        Mirror(plan, RUNS).sync(run)
+    status = folder.status
+    print(f"{run.arm} seed {run.seed}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
+    return 0 if status.state == "FINISHED" else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    plan = _load(options)
+    _print_report(plan, options.json)
+    return 0
+
+
+def _print_report(plan: Any, as_json: bool) -> None:
+    """Mirror, judge, print and write; all from the tracking store, as a notebook would."""
+    from analysis import compare, load, report
+    from runners.tracking import Mirror
+
+    mirror = Mirror(plan, RUNS)
+    for run in plan.runs():
+        mirror.sync(run)
+    design = load.load_design(plan.design().experiment)
+    runs = load.load_runs(design)
+    table = compare.compare(runs, design)
+    files = report.write(design, runs, load.load_curves(runs), REPORTS / design.experiment)
+    mirror.describe(report.markdown(table, design))
+    if as_json:
+        print(files["table"].read_text())
+        return
+    print()
+    print(report.table_text(table, design))
+    print()
+    for name, file in files.items():
+        print(f"{name + ':':<8} {file}")
+    print("compare the runs in the MLflow UI: make ui")

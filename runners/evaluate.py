@@ -1,0 +1,42 @@
+"""Loss on fixed validation windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
+from llama_variants import LlamaForCausalLM
+from runners.determinism import autocast
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``loss_nats``: mean loss per predicted token. ``se_nats``: its standard error over windows."""
+
+    loss_nats: float
+    se_nats: float
+
+
+@torch.no_grad()
+def evaluate(model: LlamaForCausalLM, windows: np.ndarray, *, batch_size: int, precision: str) -> Evaluation:
+    """Mean next-token loss on ``windows`` (n, t), ``batch_size`` windows at a time.
+
+    Draws nothing and reads no training data: a run evaluated more often gives the same losses.
+    """
+    was_training = model.training
+    model.eval()
+    losses: list[Tensor] = []  # of each window, (n,)
+    for start in range(0, len(windows), batch_size):
+        ids = torch.from_numpy(windows[start : start + batch_size]).to(model.device)  # (b, t)
+        with autocast(model.device, precision):
+            logits = model(ids).logits[:, :-1]  # (b, t-1, v)
+        token_losses = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")  # (b, t-1)
+        losses.append(token_losses.mean(dim=1))
+    model.train(was_training)
+    per_window = torch.cat(losses).double().cpu()
+    se = per_window.std().item() / len(per_window) ** 0.5 if len(per_window) > 1 else float("nan")
+    return Evaluation(per_window.mean().item(), se)

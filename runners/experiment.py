@@ -1,0 +1,345 @@
+"""From an experiment's YAML to the list of runs that answers its question.
+
+An experiment is a question and a few deltas over a base. The base holds every number of the control; each variant is
+the control with its delta merged in, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, Strict
+
+from analysis import schema
+from analysis.schema import Expectation, Role
+from llama_variants import ConfigError, ModelConfig
+from llama_variants.config import flatten, read
+from llama_variants.errors import Path, Problem, StrictModel, check, one_of
+from runners import strict_yaml
+from runners.data import DataConfig
+from runners.recipe import EvalConfig, Recipe, TrainConfig, run_key
+
+CONTROL = "control"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Decide(StrictModel):
+    """How runs on a base are judged; it depends on the base's noise, so it stands in the base."""
+
+    metric: Literal["final/val_loss", "final/val_bits_per_byte"]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    margin: PositiveFloat  # in the metric's unit: smaller differences count as none
+    sigma: PositiveFloat | None = None  # seed sd of the metric on this base, for planning before runs exist
+    sigma_source: str = ""
+
+
+class Seeds(StrictModel):
+    """Runs of each arm, fixed before the first one starts."""
+
+    control: PositiveInt | None = None
+    check: PositiveInt | None = None
+    variant: PositiveInt | None = None
+
+
+class Delta(StrictModel):
+    """What an arm changes. Its content is checked when it is merged into the base."""
+
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    seeds: PositiveInt | None = None
+
+
+class CheckDelta(Delta):
+    """An arm that checks the harness: the base against itself, or a variant known to be bad."""
+
+    expect: Expectation
+
+
+class BaseFile(StrictModel):
+    """A file of experiments/base/."""
+
+    name: Name
+    model: dict[str, Any]
+    data: DataConfig
+    train: TrainConfig
+    eval: EvalConfig
+    decide: Decide
+    seeds: Seeds
+    checks: dict[Name, CheckDelta] = {}
+
+
+class ExperimentFile(StrictModel):
+    """A file of experiments/."""
+
+    name: Name
+    version: Literal[1]
+    question: Annotated[str, Field(min_length=1)]
+    base: Name
+    seeds: Seeds = Seeds()
+    match: Annotated[tuple[Literal["tokens", "params"], ...], Strict(False), Field(min_length=1)] = ("tokens",)
+    variants: dict[Name, Delta] = {}
+    expect: dict[str, Expectation] = {}
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: an arm's recipe with one seed."""
+
+    arm: str
+    role: Role
+    seed: int
+    key: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """One group of runs that differ in nothing but their seed."""
+
+    name: str
+    role: Role
+    recipe: Recipe
+    runs: tuple[PlannedRun, ...]
+    diff: Mapping[str, tuple[Any, Any]]  # path -> (control's value, arm's value), in absolute form
+    expect: Expectation | None
+    solved: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated experiment on one base: its arms, the control first, and how they will be judged."""
+
+    name: str
+    question: str
+    base: str
+    source: str
+    decide: Decide
+    arms: tuple[PlannedArm, ...]
+    screen: bool
+
+    def runs(self) -> list[PlannedRun]:
+        """All runs, the arms spread evenly over the sequence, so that a drift of the machine hits all alike."""
+        placed = [
+            ((i + 0.5) / len(arm.runs), j, run) for j, arm in enumerate(self.arms) for i, run in enumerate(arm.runs)
+        ]
+        return [run for _, _, run in sorted(placed, key=lambda item: item[:2])]
+
+    def design(self) -> schema.Design:
+        """The declaration that the tracking store keeps and the analysis judges by."""
+        return schema.Design(
+            name=self.name,
+            question=self.question,
+            base=self.base,
+            metric=self.decide.metric,
+            alpha=self.decide.alpha,
+            margin=self.decide.margin,
+            tokens_per_run=self.arms[0].recipe.train.num_tokens,
+            arms=tuple(
+                schema.Arm(
+                    name=arm.name,
+                    role=arm.role,
+                    run_keys=tuple(run.key for run in arm.runs),
+                    num_params=arm.recipe.num_params,
+                    flops_per_token=arm.recipe.flops_per_token,
+                    diff=arm.diff,
+                    expect=arm.expect,
+                    solved=arm.solved,
+                )
+                for arm in self.arms
+            ),
+            screen=self.screen,
+            sigma_prior=self.decide.sigma,
+            sigma_source=self.decide.sigma_source,
+            source=self.source,
+        )
+
+
+def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = None) -> Plan:
+    """Read an experiment and its base, and plan its runs.
+
+    Args:
+        file: the experiment's YAML.
+        base: a base to use instead of the one that the file names.
+        seeds: runs of every arm instead of the declared ones; 1 screens, without verdicts.
+
+    Raises:
+        ConfigError: with every problem of the experiment, or of its base, each with file and line.
+    """
+    document = strict_yaml.load(file)
+    head, problems = check(ExperimentFile, document.data)
+    problems = document.problems + problems
+    base_name = base or (head.base if head else None)
+    if base_name is None:  # nothing to hold the variants against
+        raise _error(document, problems)
+    base_file, control = load_base(_find_base(file, base_name, document))
+    variants = document.data.get("variants") if isinstance(document.data, dict) else None
+    builder = _ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds)
+    arms = [builder.control(), *builder.checks()]
+    taken = {arm.name for arm in arms}
+    match = head.match if head else ("tokens",)
+    declared = head.variants if head else {}
+    expect = head.expect if head else {}
+    for name in variants if isinstance(variants, dict) else {}:
+        path = ("variants", name)
+        delta = declared.get(name) or _salvage(variants[name])
+        if name in taken:
+            problems.append(Problem(path, f"the name {name!r}", f"a name that the base does not use: {sorted(taken)}"))
+        for mode in match:
+            arm, found = builder.variant(name, delta, mode, expect.get(name))
+            problems += [problem.under(path) for problem in found if problem not in problems]
+            if arm is not None:
+                arms.append(arm)
+    for name in expect:
+        if name not in declared:
+            problems.append(Problem(("expect", name), f"unknown variant {name!r}", one_of(name, declared)))
+    if problems:
+        raise _error(document, problems)
+    assert head is not None
+    return Plan(head.name, head.question, base_file.name, head.source, base_file.decide, tuple(arms), builder.screen)
+
+
+def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
+    """A base and its recipe. Raises ConfigError with every problem of the file."""
+    document = strict_yaml.load(file)
+    head, problems = check(BaseFile, document.data)
+    problems = document.problems + problems
+    raw = document.data.get("model") if isinstance(document.data, dict) else None
+    model, found = read(raw) if raw is not None else (None, [])
+    problems += [problem.under(("model",)) for problem in found]
+    if head and model and not problems:
+        recipe = Recipe(model, head.data, head.train, head.eval)
+        problems += [problem.under(("train",)) for problem in head.train.problems()]
+        problems += list(recipe.problems())
+        if not problems:
+            return head, recipe
+    raise _error(document, problems)
+
+
+def _error(document: strict_yaml.Document, problems: list[Problem]) -> ConfigError:
+    located = sorted(dict.fromkeys(map(document.locate, problems)), key=lambda p: int(p.where.rpartition(":")[2]))
+    count = f"{len(located)} problem{'s' if len(located) != 1 else ''}"
+    return ConfigError(located, title=f"{document.file}: {count}, nothing was run")
+
+
+def _find_base(file: FilePath, name: str, document: strict_yaml.Document) -> FilePath:
+    """The base's file: beside the experiment, or in experiments/base of the current folder."""
+    folders = [file.parent / "base", FilePath("experiments/base")]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    raise _error(document, [Problem(("base",), f"unknown base {name!r}", one_of(name, known))])
+
+
+def _salvage(raw: object) -> Delta:
+    """The readable sections of a variant whose mapping has other problems, so that these sections are checked too."""
+    sections = raw if isinstance(raw, dict) else {}
+    return Delta(
+        **{key: value for key, value in sections.items() if key in ("model", "train") and isinstance(value, dict)}
+    )
+
+
+class _ArmBuilder:
+    """Makes the arms of one experiment over one base."""
+
+    def __init__(self, recipe: Recipe, base: BaseFile, declared: Seeds, override: int | None) -> None:
+        self.recipe = recipe
+        self.base = base
+        self.override = override
+        written = [declared, base.seeds]
+        self.count = {
+            role: next((n for seeds in written if (n := getattr(seeds, role))), 1)
+            for role in ("control", "check", "variant")
+        }
+        self.screen = (override or min(self.count["control"], self.count["variant"])) == 1 and (
+            override or self.count["control"]
+        ) == 1
+
+    def control(self) -> PlannedArm:
+        return self._arm(CONTROL, "control", self.recipe, None, ())
+
+    def checks(self) -> Iterator[PlannedArm]:
+        for name, delta in self.base.checks.items():
+            recipe, problems = self._merge(delta)
+            if problems or recipe is None:
+                path: Path = ("checks", name)
+                raise ConfigError([problem.under(path) for problem in problems], title=f"base {self.base.name}")
+            yield self._arm(name, "check", recipe, delta.expect, (), delta.seeds)
+
+    def variant(
+        self, name: str, delta: Delta, mode: str, expect: Expectation | None
+    ) -> tuple[PlannedArm | None, list[Problem]]:
+        recipe, problems = self._merge(delta)
+        if recipe is None or problems:
+            return None, problems
+        if recipe.resolved() == self.recipe.resolved():
+            return None, [Problem((), "nothing that differs from the base", "at least one changed value")]
+        if mode == "tokens":
+            return self._arm(name, "variant", recipe, expect, (), delta.seeds), []
+        model = match_params(recipe.model, self.recipe.model.num_params)
+        if model is None or "mlp" in delta.model:
+            problem = Problem(
+                ("model",), "a variant that sets the MLP width itself", "match: [tokens] for such a variant"
+            )
+            return None, [problem]
+        solved = ("model.mlp.intermediate_size",)
+        return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, delta.seeds), []
+
+    def _merge(self, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
+        model, found = read(delta.model, base=self.recipe.model)
+        problems = [problem.under(("model",)) for problem in found]
+        written = self.recipe.train.model_dump(mode="json")
+        train, found = check(TrainConfig, written | delta.train, fallback=written)
+        problems += [problem.under(("train",)) for problem in found + (list(train.problems()) if train else [])]
+        if model is None or train is None:
+            return None, problems
+        recipe = replace(self.recipe, model=model, train=train)
+        return recipe, problems + list(recipe.problems())
+
+    def _arm(
+        self,
+        name: str,
+        role: Role,
+        recipe: Recipe,
+        expect: Expectation | None,
+        solved: tuple[str, ...],
+        declared: int | None = None,
+    ) -> PlannedArm:
+        count = self.override or declared or self.count[role]
+        identity = recipe.identity()
+        seeds = [seed_of(name, index) for index in range(count)]
+        runs = tuple(PlannedRun(name, role, seed, run_key(identity, seed), recipe) for seed in seeds)
+        return PlannedArm(name, role, recipe, runs, difference(self.recipe, recipe), expect, solved)
+
+
+def seed_of(arm: str, index: int) -> int:
+    """Seed of an arm's run: 0, 1, … for the control; for any other arm 31 bits of a hash of its name and number.
+
+    So no variant shares a seed with the control, and adding a variant moves no other variant's seeds.
+    """
+    if arm == CONTROL:
+        return index
+    return int.from_bytes(hashlib.sha256(f"{arm}/{index}".encode()).digest()[:4], "big") >> 1
+
+
+def difference(control: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Every path whose value differs, with both values (None where a side has no such field)."""
+    left, right = flatten(control.resolved()), flatten(other.resolved())
+    paths = [*left, *(path for path in right if path not in left)]
+    return {path: (left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)}
+
+
+def match_params(model: ModelConfig, num_params: int, multiple_of: int = 8) -> ModelConfig | None:
+    """``model`` with the MLP width that brings it nearest to ``num_params``; None if no positive width does.
+
+    Widths are multiples of 8, which matrix units want. Parameters are linear in the width, so two points give the line.
+    """
+    at = [model.override({"mlp": {"intermediate_size": width}}).num_params for width in (8, 16)]
+    slope = (at[1] - at[0]) / 8
+    width = round((num_params - at[0]) / slope / multiple_of) * multiple_of + 8
+    return model.override({"mlp": {"intermediate_size": width}}) if width > 0 else None

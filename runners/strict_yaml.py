@@ -1,0 +1,113 @@
+"""YAML read strictly: nothing is coerced, nothing executed, and every value knows the line it stands on.
+
+PyYAML's own loaders follow YAML 1.1, in which ``1e-3`` is text, ``012`` is ten, ``12:30`` is 750, ``yes`` is true and
+the second of two equal keys wins. Here numbers are decimal, only true and false are booleans, and a key that is
+written twice is a problem.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import yaml
+
+from llama_variants.errors import ConfigError, Path, Problem
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
+_FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
+
+
+@dataclass
+class Document:
+    """Plain data from one file, the line of every path in it, and what was wrong with the writing itself."""
+
+    file: str
+    data: Any = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def locate(self, problem: Problem) -> Problem:
+        """The problem with the file and line of its path, or of the nearest enclosing path that is written."""
+        path = problem.path
+        while path not in self.lines and path:
+            path = path[:-1]
+        return replace(problem, where=f"{self.file}:{self.lines.get(path, 1)}")
+
+
+def load(file: FilePath) -> Document:
+    """Read one file. Raises ConfigError when it cannot be read as YAML at all."""
+    document = Document(str(file))
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError([Problem((), f"{file} ({error.strerror})", "a YAML file that can be read")]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([Problem((), f"{file}, which is not UTF-8", "a YAML file in UTF-8")]) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        received = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError([Problem((), received, "one well-formed YAML document", f"{file}:{line}")]) from None
+    if node is not None:
+        document.data = _convert(node, (), document, set())
+    return document
+
+
+def _convert(node: yaml.Node, path: Path, document: Document, above: set[int]) -> Any:
+    """Plain data of ``node``; lines and problems go into ``document``. ``above``: nodes that enclose this one."""
+    document.lines.setdefault(path, node.start_mark.line + 1)
+    if len(document.lines) > 10_000 or id(node) in above:
+        # Aliases let a short file stand for an endless one.
+        raise ConfigError([Problem(path[:3], "aliases that nest or multiply", "at most 10,000 values", document.file)])
+    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.removeprefix("tag:yaml.org,2002:").startswith(
+        "python"
+    ):
+        document.problems.append(Problem(path, f"the tag {node.tag}", "plain values without tags"))
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(child, (*path, i), document, above | {id(node)}) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        return _convert_mapping(node, path, document, above | {id(node)})
+    return _scalar(node)
+
+
+def _convert_mapping(node: yaml.MappingNode, path: Path, document: Document, above: set[int]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    first: dict[str, int] = {}
+    for key_node, child in node.value:
+        key, line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            document.problems.append(Problem(path, "a key that is a list or a mapping", "keys that are text"))
+            continue
+        if key in first:
+            document.lines[(*path, key, "")] = line  # a place of its own: the first one keeps the key's
+            document.problems.append(
+                Problem(
+                    (*path, key, ""),
+                    f"the key {key!r} a second time (first on line {first[key]})",
+                    "each key once",
+                )
+            )
+            continue
+        first[key] = line
+        document.lines[(*path, key)] = line
+        data[key] = _convert(child, (*path, key), document, above)
+    return data
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    text: str = node.value
+    if node.style is not None:  # quoted or block text
+        return text
+    if text.lower() in _CONSTANTS and text in (text.lower(), text.capitalize(), text.upper()):
+        return _CONSTANTS[text.lower()]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
+        return float(text)
+    return text

@@ -1,0 +1,179 @@
+"""Carry out a plan: skip what is done, run the rest, mirror as it goes, and say how far it is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from runners.experiment import Plan, PlannedRun
+from runners.launchers.local import LocalLauncher
+from runners.store import RunFolder
+from runners.tracking import Mirror
+
+SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
+SYNC_EVERY_S = 5.0
+PLAIN_EVERY_S = 15.0  # between progress lines where nothing can be redrawn
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many runs go at once, and on what."""
+
+    devices: tuple[str, ...]  # one for each worker
+    threads: int  # of each worker
+
+    @classmethod
+    def choose(cls, device: str, jobs: int | None, num_params: int) -> Slots:
+        """One run to a card; on a processor one to a core for small models, one with all cores for large.
+
+        Raises ValueError for a device that is not there.
+        """
+        import torch
+
+        from runners.determinism import resolve_device
+
+        resolved = resolve_device(device)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if resolved.type == "cuda":
+            cards = (
+                [str(resolved)]
+                if resolved.index is not None
+                else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+            )
+            jobs = jobs or len(cards)
+            return cls(tuple(cards[i % len(cards)] for i in range(jobs)), max(1, cores // jobs))
+        small = num_params < SMALL_PARAMS
+        jobs = jobs or (cores if small and resolved.type == "cpu" else 1)
+        return cls((resolved.type,) * jobs, 1 if small else max(1, cores // jobs))
+
+
+def unfinished(plan: Plan, root: Path) -> list[PlannedRun]:
+    """Runs of the plan that still have to be carried out, in order; a run that failed before is among them."""
+    return [run for run in plan.runs() if RunFolder(root, run.key).status.state != "FINISHED"]
+
+
+def run_plan(plan: Plan, *, root: Path, cache: Path, slots: Slots, console: Console) -> list[PlannedRun]:
+    """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
+
+    A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand are
+    marked KILLED, here and in the mirror, before it goes on its way.
+    """
+    from runners.data import prepare
+
+    todo = unfinished(plan, root)
+    mirror = Mirror(plan, root)
+    for run in todo:
+        RunFolder(root, run.key).create(run.recipe, run.seed)
+    if todo:
+        prepare(plan.arms[0].recipe.data, cache, say=lambda text: console.print(f"data: {text}", highlight=False))
+        launcher = LocalLauncher(root, cache, slots.devices, slots.threads)
+        _carry_out(plan, todo, launcher, mirror, root, console)
+    for run in plan.runs():
+        mirror.sync(run)
+    return unfinished(plan, root)
+
+
+def _carry_out(
+    plan: Plan,
+    todo: Sequence[PlannedRun],
+    launcher: LocalLauncher,
+    mirror: Mirror,
+    root: Path,
+    console: Console,
+) -> None:
+    by_key = {run.key: run for run in todo}
+    board = _Board(plan, todo, root)
+    synced = shown = time.monotonic()
+    live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+    if live:
+        live.start()
+    try:
+        for finished in launcher.run(list(by_key)):
+            now = time.monotonic()
+            if finished:
+                mirror.sync(by_key[finished.key])
+                console.print(board.finish(finished.key), highlight=False)
+            if now - synced > SYNC_EVERY_S:
+                for run in todo:
+                    mirror.sync(run)
+                synced = now
+            if live:
+                live.update(Group(*map(Text, board.lines())))
+            elif now - shown > PLAIN_EVERY_S:
+                console.print(*board.lines(), sep="\n", highlight=False)
+                shown = now
+    finally:
+        if live:
+            live.stop()
+        for run in todo:
+            mirror.sync(run)
+
+
+class _Board:
+    """What the progress display says: which run of how many, step, loss, tokens/s, time left."""
+
+    def __init__(self, plan: Plan, todo: Sequence[PlannedRun], root: Path) -> None:
+        self.number = {run.key: i for i, run in enumerate(todo, start=1)}
+        self.runs = {run.key: run for run in todo}
+        self.folders = {run.key: RunFolder(root, run.key) for run in todo}
+        self.offsets = dict.fromkeys(self.runs, 0)
+        self.latest: dict[str, dict[str, float]] = {}
+        self.done: set[str] = set()
+        self.began = time.time()
+
+    def _read(self, key: str) -> dict[str, float]:
+        rows, self.offsets[key] = self.folders[key].rows(self.offsets[key])
+        for row in rows:
+            self.latest[key] = self.latest.get(key, {}) | {"step": row["step"], **row["metrics"]}
+        return self.latest.get(key, {})
+
+    def _title(self, key: str) -> str:
+        run = self.runs[key]
+        return f"[{self.number[key]:>2}/{len(self.runs)}] {run.arm} seed {run.seed}"
+
+    def finish(self, key: str) -> str:
+        """The line that stays on the screen when a run is over."""
+        self.done.add(key)
+        status = self.folders[key].status
+        if status.state != "FINISHED":
+            return f"{self._title(key)}: {status.state}: {status.reason}"
+        latest = self._read(key)
+        seconds = status.ended - status.started
+        return (
+            f"{self._title(key)}: val/loss {latest['final/val_loss']:.4f} nats, "
+            f"{latest['final/tokens_per_s']:,.0f} tokens/s, {seconds:.0f} s"
+        )
+
+    def lines(self) -> list[str]:
+        """One line for each run in hand, and one for the whole."""
+        lines, total, seen = [], 0, 0
+        for key, run in self.runs.items():
+            steps = run.recipe.train.num_steps
+            total += run.recipe.train.num_tokens
+            status = self.folders[key].status
+            if key in self.done:
+                seen += run.recipe.train.num_tokens
+            elif status.state == "RUNNING" and status.started >= self.began - 1:
+                latest = self._read(key)
+                seen += int(latest.get("tokens", 0))
+                if latest:
+                    lines.append(
+                        f"{self._title(key)}: step {int(latest['step'])}/{steps}, loss {latest['train/loss']:.4f}, "
+                        f"{latest['throughput/tokens_per_s']:,.0f} tokens/s"
+                    )
+        elapsed = time.time() - self.began
+        left = f"{_duration(elapsed * (total - seen) / seen)} left" if seen else "starting"
+        return [*lines, f"{len(self.done)} of {len(self.runs)} runs done, {_duration(elapsed)} gone, {left}"]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,152 @@
+"""The mirror of run folders in MLflow. The only module that writes there; it can be run again at any time.
+
+One MLflow experiment for each of ours, one flat run for each (arm, seed). A control run that several experiments share
+is mirrored into each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from analysis import schema
+from llama_variants.config import flatten
+from runners.experiment import Plan, PlannedRun
+from runners.store import RunFolder, Status
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MLFLOW_STATES = {"FINISHED": "FINISHED", "KILLED": "KILLED", "FAILED": "FAILED", "INVALID": "FAILED"}
+_BATCH = 1000  # metrics MLflow takes in one call
+
+
+class Mirror:
+    """Copies the run folders of one plan into the tracking store."""
+
+    def __init__(self, plan: Plan, root: Path, uri: str | None = None) -> None:
+        self.plan = plan
+        self.root = root
+        self.client = connect(uri or schema.tracking_uri())
+        self.experiment_id = self._experiment()
+        self._known = self._find_runs()
+        self._offsets: dict[str, int] = {}
+
+    def _experiment(self) -> str:
+        design = self.plan.design()
+        found = self.client.get_experiment_by_name(design.experiment)
+        if found is None:
+            experiment_id = self.client.create_experiment(design.experiment)
+            tags: Mapping[str, str] = {}
+        else:
+            experiment_id, tags = found.experiment_id, found.tags
+        for key, value in design.to_tags().items():
+            if tags.get(key) != value:
+                self.client.set_experiment_tag(experiment_id, key, value)
+        return str(experiment_id)
+
+    def _find_runs(self) -> dict[tuple[str, str, str], tuple[str, str]]:
+        """(arm, run key, attempt) -> (MLflow's run id, its status)."""
+        known = {}
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                place = (
+                    tags.get(schema.TAG_ARM, ""),
+                    tags.get(schema.TAG_RUN_KEY, ""),
+                    tags.get(schema.TAG_ATTEMPT, ""),
+                )
+                known[place] = (run.info.run_id, run.info.status)
+            token = page.token
+            if not token:
+                return known
+
+    def sync(self, run: PlannedRun) -> None:
+        """Bring MLflow's copy of one run up to its folder; does nothing for a run that was never started.
+
+        Rows that MLflow has already are sent again after a restart of this program: it keeps one copy of equal points.
+        """
+        folder = RunFolder(self.root, run.key)
+        status = folder.status
+        if status.state == "NEW":
+            return
+        place = (run.arm, run.key, status.attempt)
+        run_id, state = self._known.get(place) or (self._create(run, status), "RUNNING")
+        if state != "RUNNING":
+            return
+        rows, self._offsets[run_id] = folder.rows(self._offsets.get(run_id, 0))
+        for batch in _batches(_metrics(rows)):
+            self.client.log_batch(run_id, metrics=batch)
+        if status.state in _MLFLOW_STATES:
+            state = _MLFLOW_STATES[status.state]
+            if status.reason:
+                self.client.set_tag(
+                    run_id,
+                    schema.TAG_INVALID if status.state == "INVALID" else "ablation.reason",
+                    status.reason,
+                )
+            self.client.set_terminated(run_id, state, end_time=int(status.ended * 1000))
+        self._known[place] = (run_id, state)
+
+    def _create(self, run: PlannedRun, status: Status) -> str:
+        from mlflow.entities import Param
+
+        tags = {
+            "mlflow.runName": f"{run.arm} seed {run.seed}",
+            schema.TAG_RUN_KEY: run.key,
+            schema.TAG_ARM: run.arm,
+            schema.TAG_ROLE: run.role,
+            schema.TAG_SEED: str(run.seed),
+            schema.TAG_STRATUM: status.stratum,
+            schema.TAG_ATTEMPT: status.attempt,
+            **{f"env.{key}": value for key, value in status.environment.items()},
+        }
+        created = self.client.create_run(self.experiment_id, start_time=int(status.started * 1000), tags=tags)
+        params = {
+            **flatten(run.recipe.resolved()["model"], ("model",)),
+            **flatten(run.recipe.train.model_dump(mode="json"), ("train",)),
+            "data.fingerprint": status.data_fingerprint,
+            "num_params": run.recipe.num_params,
+            "flops_per_token": run.recipe.flops_per_token,
+        }
+        self.client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        return str(created.info.run_id)
+
+    def describe(self, markdown: str) -> None:
+        """Show ``markdown`` (the verdict table) as the experiment's description in the UI."""
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", markdown[:5000])
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store at ``uri``; the first contact with a new database is one process's alone."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri)
+    with FileLock(uri.removeprefix("sqlite:///") + ".lock"):  # several at once would each try to create the schema
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    unknown = {key for row in rows for key in row["metrics"]} - schema.METRICS.keys()
+    assert not unknown, f"logged but not in analysis/schema.py: {unknown}"
+    return [
+        Metric(key, float(value), int(row["time"] * 1000), row["step"])
+        for row in rows
+        for key, value in row["metrics"].items()
+    ]
+
+
+def _batches(metrics: list[Any]) -> Iterable[list[Any]]:
+    return (metrics[i : i + _BATCH] for i in range(0, len(metrics), _BATCH))

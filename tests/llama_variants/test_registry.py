@@ -1,0 +1,51 @@
+"""Registries: one name, one class, and errors that name the places."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from llama_variants.errors import ConfigError
+from llama_variants.registry import FAMILIES, BlockConfig, Registry
+
+
+def member() -> type[nn.Module]:
+    class Block(nn.Module):
+        class Config(BlockConfig):
+            pass
+
+    return Block
+
+
+def test_a_name_twice_names_both_places():
+    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    registry.register("a")(member())
+    with pytest.raises(ValueError, match=r"'a' is registered twice: .*test_registry.py:\d+ and .*test_registry.py:\d+"):
+        registry.register("a")(member())
+    assert registry.names == ["a"]
+
+
+def test_wrong_base_and_missing_config():
+    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    with pytest.raises(TypeError, match="must derive from Module"):
+        registry.register("a")(type("NotAModule", (), {"Config": BlockConfig}))
+    with pytest.raises(TypeError, match="needs a Config"):
+        registry.register("a")(type("Bare", (nn.Module,), {}))
+    inherits = type("Inherits", (member(),), {})
+    with pytest.raises(TypeError, match="of its own"):  # or it would rename its parent's
+        registry.register("a")(inherits)
+    assert registry.names == []
+
+
+def test_unknown_name_says_what_there_is():
+    with pytest.raises(ConfigError, match=r"did you mean 'swiglu'\? one of swiglu"):
+        FAMILIES["mlp"]["swigu"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_members_carry_their_name_and_say_what_they_are(family):
+    registry = FAMILIES[family]
+    for name in registry.names:
+        assert registry.config_class(name).type == name
+        assert registry[name].__doc__
+        assert registry.config_class(name).__doc__
