@@ -65,8 +65,6 @@ TAG_DESIGN = "ablation.design"
 TAG_ARM_PREFIX = "ablation.arm."
 
 
-
-
 def tracking_uri() -> str:
     """The tracking store: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
 

@@ -95,7 +95,7 @@ class ModelConfig(StrictModel):
     @property
     def attention_head_dim(self) -> int:
         """Size of a head, which the position encoding rotates."""
-        return self.attention.head_dim  # type: ignore[attr-defined,no-any-return]
+        return self.attention.head_dim  # type: ignore[attr-defined]
 
     def costs(self, seq_len: int) -> dict[str, Cost]:
         """Cost by part, all layers together, forward, for one token of a window of ``seq_len``."""
@@ -134,7 +134,7 @@ class ModelConfig(StrictModel):
         return 3 * (cost.matmul_flops + cost.attention_flops // (2 if causal else 1))
 
 
-def read(data: Mapping[str, Any], base: ModelConfig | None = None) -> tuple[ModelConfig | None, list[Problem]]:
+def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | None, list[Problem]]:
     """The configuration that ``data`` gives (over ``base``, if any), and every problem found.
 
     Parts that are wrong are replaced by the base's, so that a misspelt block hides no problem of another.

@@ -18,6 +18,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from llama_variants.config import ModelConfig
 from llama_variants.registry import HEAD, INIT, NORM, RESIDUAL, ROTARY
 
+IGNORED = -100
+"""Label of a position that is not predicted, as everywhere in transformers."""
+
 
 class LlamaVariantConfig(PreTrainedConfig):
     """A transformers config around a frozen :class:`ModelConfig`, kept as plain data in ``variant``."""
@@ -72,7 +75,7 @@ class LlamaForCausalLM(PreTrainedModel):
 
     config_class = LlamaVariantConfig
     base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers' attribute)
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: LlamaVariantConfig) -> None:
         super().__init__(config)
@@ -87,7 +90,7 @@ class LlamaForCausalLM(PreTrainedModel):
         scheme = INIT[blocks.init.type](blocks.init)
         for prefix, module in self.named_modules():
             own = list(module.parameters(recurse=False))
-            tied = module is self.lm_head and blocks.head.tied  # type: ignore[attr-defined]
+            tied = module is self.lm_head and blocks.head.tied
             if tied or any(p.is_meta or getattr(p, "_is_hf_initialized", False) for p in own):
                 continue  # shares the embedding's values, has no storage yet, or was read from a checkpoint
             scheme.fill(module, f"{prefix}." if prefix else "", self.config.seed)
@@ -105,7 +108,9 @@ class LlamaForCausalLM(PreTrainedModel):
         logits = self.lm_head(self.model(input_ids))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            # The labels are shifted, not the logits: cutting the last position off would copy all of them.
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         return CausalLMOutput(loss=loss, logits=logits)
 
 
@@ -127,4 +132,4 @@ def build_model(
         model.to_empty(device="cpu")
         model.tie_weights()  # to_empty gave the head storage of its own
         model.initialize_weights()
-    return model.to(device=device, dtype=dtype)
+    return nn.Module.to(model, device=device, dtype=dtype)

@@ -140,7 +140,7 @@ class Registry(Generic[T]):
 
     def config_class(self, name: str) -> type[BlockConfig]:
         """The Config of the block called ``name``. Raises ConfigError with the nearest valid name."""
-        return self[name].Config  # type: ignore[attr-defined,no-any-return]
+        return self[name].Config  # type: ignore[attr-defined]
 
     def __getitem__(self, name: str) -> type[T]:
         if not isinstance(name, str) or name not in self._entries:
@@ -151,12 +151,13 @@ class Registry(Generic[T]):
         return name in self._entries
 
 
-ROTARY: Registry[nn.Module] = Registry("rotary", nn.Module)
-ATTENTION: Registry[nn.Module] = Registry("attention", nn.Module)
-MLP: Registry[nn.Module] = Registry("mlp", nn.Module)
-NORM: Registry[nn.Module] = Registry("norm", nn.Module)
-RESIDUAL: Registry[nn.Module] = Registry("residual", nn.Module)
-HEAD: Registry[nn.Module] = Registry("head", nn.Module)
+# Any: each family asks more of its members than their base class says, which the tests see to.
+ROTARY: Registry[Any] = Registry("rotary", nn.Module)
+ATTENTION: Registry[Any] = Registry("attention", nn.Module)
+MLP: Registry[Any] = Registry("mlp", nn.Module)
+NORM: Registry[Any] = Registry("norm", nn.Module)
+RESIDUAL: Registry[Any] = Registry("residual", nn.Module)
+HEAD: Registry[Any] = Registry("head", nn.Module)
 INIT: Registry[Any] = Registry("init", object)
 
 FAMILIES: Mapping[str, Registry[Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ REPORTS = Path("reports")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(options.verb(options))
@@ -57,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seeds", type=_positive, help="runs of every arm; 1 screens, without verdicts")
         return sub
 
-    def placed(sub: argparse.ArgumentParser) -> None:
+    def placed(sub: argparse.ArgumentParser, many: bool = True) -> None:
         sub.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
-        sub.add_argument("--jobs", type=_positive, help="runs at once (one to a card; one to a core for small models)")
+        if many:
+            sub.add_argument("--jobs", type=_positive, help="runs at once (one to a card; one to a core if small)")
 
     plan = verb("plan", _plan, "show what an experiment would run, what it costs and what it could see")
     plan.add_argument("--json", action="store_true", help="print JSON")
@@ -69,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "carry out one run in this process")
     train.add_argument("arm", help="its arm, e.g. control")
     train.add_argument("index", type=int, nargs="?", default=0, help="which of the arm's seeds, from 0")
-    train.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    placed(train, many=False)
+    train.set_defaults(jobs=None)
     report = verb("report", _report, "print the verdicts of what has run and write the report")
     report.add_argument("--json", action="store_true", help="print the table as JSON")
     return parser
@@ -123,6 +123,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    import torch
+
     from llama_variants.errors import Problem, one_of
     from runners.launchers.local import execute
     from runners.store import RunFolder
@@ -135,10 +137,12 @@ def _train(options: argparse.Namespace) -> int:
     if not 0 <= options.index < len(runs[options.arm]):
         raise ConfigError([Problem(("index",), str(options.index), f"0 to {len(runs[options.arm]) - 1}")])
     run = runs[options.arm][options.index]
+    slots = _slots(options, plan)
+    torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
     folder = RunFolder(RUNS, run.key)
     folder.create(run.recipe, run.seed)
     try:
-        execute(folder, CACHE, options.device)
+        execute(folder, CACHE, slots.devices[0])
     finally:
         Mirror(plan, RUNS).sync(run)
     status = folder.status
@@ -147,7 +151,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from llama_variants.errors import Problem
+    from runners.store import RunFolder
+
     plan = _load(options)
+    if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
+        allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
+        raise ConfigError([Problem((), f"nothing to report: no run of {plan.name} on {plan.base}", allowed)])
     _print_report(plan, options.json)
     return 0
 

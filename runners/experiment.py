@@ -184,9 +184,9 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     match = head.match if head else ("tokens",)
     declared = head.variants if head else {}
     expect = head.expect if head else {}
-    for name in variants if isinstance(variants, dict) else {}:
+    for name, raw in (variants if isinstance(variants, dict) else {}).items():
         path = ("variants", name)
-        delta = declared.get(name) or _salvage(variants[name])
+        delta = declared.get(name) or _salvage(raw)
         if name in taken:
             problems.append(Problem(path, f"the name {name!r}", f"a name that the base does not use: {sorted(taken)}"))
         for mode in match:
@@ -239,9 +239,8 @@ def _find_base(file: FilePath, name: str, document: strict_yaml.Document) -> Fil
 def _salvage(raw: object) -> Delta:
     """The readable sections of a variant whose mapping has other problems, so that these sections are checked too."""
     sections = raw if isinstance(raw, dict) else {}
-    return Delta(
-        **{key: value for key, value in sections.items() if key in ("model", "train") and isinstance(value, dict)}
-    )
+    model, train = (value if isinstance(value := sections.get(key), dict) else {} for key in ("model", "train"))
+    return Delta(model=model, train=train)
 
 
 class _ArmBuilder:

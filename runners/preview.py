@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.power import detectable_effect
 from rich.console import Console
 from rich.table import Table
 
+from analysis.power import detectable_effect
 from runners.experiment import Plan, PlannedArm
 from runners.store import RunFolder
 from runners.sweep import Slots, unfinished

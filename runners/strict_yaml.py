@@ -18,7 +18,7 @@ from llama_variants.errors import ConfigError, Path, Problem
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_].*")
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 
 
@@ -73,6 +73,7 @@ def _convert(node: yaml.Node, path: Path, document: Document, above: set[int]) -
         return [_convert(child, (*path, i), document, above | {id(node)}) for i, child in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         return _convert_mapping(node, path, document, above | {id(node)})
+    assert isinstance(node, yaml.ScalarNode)
     return _scalar(node)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from runners.optim import build_optimizer, lr_at
 from runners.recipe import Recipe
 from runners.store import RunFolder
 
+LINUX = platform.system() == "Linux"
 LOG_POINTS = 100  # logged steps of a run, whatever its length
 
 
@@ -116,7 +117,7 @@ def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of earlier runs in this process, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
+    elif LINUX:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
 
@@ -124,8 +125,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak of allocated device memory; on a CPU, of the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
+    if LINUX:
         line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -85,7 +85,7 @@ class LlamaAttention(nn.Module):
                 if value is not None and heads % value:
                     yield Problem((name,), str(value), f"a divisor of the {heads} attention heads: {divisors}")
 
-    def __init__(self, config: ModelConfig, layer_idx: int = 0, *, rotary: nn.Module | None = None) -> None:
+    def __init__(self, config: ModelConfig, layer_idx: int = 0, *, rotary: Any = None) -> None:
         super().__init__()
         attention = config.attention
         assert isinstance(attention, AttentionConfig)

@@ -55,9 +55,10 @@ class NormalInit:
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.copy_(normal_by_name(tuple(module.weight.shape), seed, prefix + "weight") * self.std)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
-        elif hasattr(module, "init_parameters"):
-            module.init_parameters()
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
+        elif (init_parameters := getattr(module, "init_parameters", None)) is not None:
+            init_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"{type(module).__name__} ({prefix[:-1]}) has parameters but no init_parameters()")

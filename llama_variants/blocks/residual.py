@@ -34,7 +34,7 @@ class LlamaDecoderLayer(nn.Module):
             """Two norms; what they wrap answers for itself."""
             return model.norm.cost(model, seq_len) * 2
 
-    def __init__(self, config: ModelConfig, layer_idx: int = 0, *, rotary: nn.Module | None = None) -> None:
+    def __init__(self, config: ModelConfig, layer_idx: int = 0, *, rotary: Any = None) -> None:
         super().__init__()
         norm = NORM[config.norm.type]
         self.self_attn = ATTENTION[config.attention.type](config, layer_idx, rotary=rotary)

@@ -1,0 +1,113 @@
+"""Token shards on disk, and batches that are a function of (seed, step) alone.
+
+Axes: b windows of a batch, t tokens of a window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runners.data.config import DataError
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """One split: a flat array of token ids, documents one after another, each with its end-of-text token.
+
+    ``tokens``: a read-only memory map (n,). ``num_bytes``: of the text in UTF-8.
+    """
+
+    name: str
+    tokens: np.ndarray
+    num_bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for one token: turns nats per token into bits per byte."""
+        return self.num_bytes / len(self.tokens)
+
+    def num_windows(self, seq_len: int) -> int:
+        """Whole windows of ``seq_len`` tokens. Raises DataError when there is none."""
+        count = len(self.tokens) // seq_len
+        if not count:
+            raise DataError(
+                f"the {self.name} split has {len(self.tokens):,} tokens, less than one window of {seq_len:,}"
+            )
+        return count
+
+    def batch(self, step: int, *, seed: int, batch_size: int, seq_len: int) -> np.ndarray:
+        """Batch number ``step`` (from 0): int64 (batch_size, seq_len).
+
+        Windows do not overlap; each epoch visits every window once, in an order keyed by (seed, epoch); batches run on
+        across the end of an epoch. Nothing is remembered between calls, so resuming is knowing a step number.
+        """
+        count = self.num_windows(seq_len)
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        order = [window_order(seed, int(place // count), count)[place % count] for place in places]
+        return self._windows(np.asarray(order), seq_len)
+
+    def windows(self, num_windows: int, seq_len: int) -> np.ndarray:
+        """``num_windows`` fixed windows spread evenly over the split: int64 (num_windows, seq_len).
+
+        Raises DataError when the split has fewer.
+        """
+        count = self.num_windows(seq_len)
+        if num_windows > count:
+            raise DataError(f"the {self.name} split has {count:,} windows of {seq_len:,} tokens, not {num_windows:,}")
+        return self._windows(np.arange(num_windows) * count // num_windows, seq_len)
+
+    def _windows(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
+        return np.stack([self.tokens[i * seq_len : (i + 1) * seq_len] for i in indices]).astype(np.int64)  # (b, t)
+
+
+@lru_cache(maxsize=8)
+def window_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """A permutation of ``count`` windows keyed by (seed, epoch).
+
+    Sorts raw 64-bit words of numpy's Philox: those are fixed for good, while what numpy's Generator makes of them
+    (its own permutation) may change between versions.
+    """
+    key = int.from_bytes(hashlib.sha256(f"data/{seed}/{epoch}".encode()).digest()[:16], "little")
+    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A built corpus: both splits, and the manifest that says where they come from."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    train: TokenSplit
+    validation: TokenSplit
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over declaration and content: equal on every platform."""
+        return str(self.manifest["fingerprint"])
+
+    @classmethod
+    def open(cls, folder: Path, manifest: dict[str, Any]) -> Corpus:
+        """Map a built corpus. Raises DataError when a file is not the size that its manifest says."""
+        splits = {}
+        for name in ("train", "validation"):
+            record = manifest["splits"][name]
+            file = folder / f"{name}.bin"
+            size = file.stat().st_size if file.exists() else 0
+            if size != record["tokens"] * np.dtype(manifest["dtype"]).itemsize:
+                raise DataError(f"{file} has {size:,} bytes, not those of {record['tokens']:,} tokens; delete {folder}")
+            tokens = np.memmap(file, dtype=manifest["dtype"], mode="r")
+            splits[name] = TokenSplit(name, tokens, record["bytes"])
+        return cls(folder, manifest, splits["train"], splits["validation"])
+
+    def verify(self) -> None:
+        """Read every file again. Raises DataError naming the first whose content is not what was built."""
+        for name, digest in self.manifest["sha256"].items():
+            with (self.folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise DataError(f"{self.folder / name} has changed since it was built; delete {self.folder}")

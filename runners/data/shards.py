@@ -1,0 +1,123 @@
+"""From a declaration to token shards on disk: built once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from runners.data import tokenizer as tokenizers
+from runners.data.batches import Corpus
+from runners.data.config import DataConfig, DataError
+from runners.data.sources import Documents, Split
+from runners.data.tokenizer import TextTokenizer
+
+_CHUNK = 256  # documents encoded together
+_SAY_EVERY_S = 5.0
+
+
+def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda text: None) -> Corpus:
+    """The corpus that ``config`` declares: opened from ``cache``, or built there.
+
+    Args:
+        config: the `data` section of a base.
+        cache: folder for wheels and shards; safe to delete, safe to share between processes.
+        say: receives a line now and then while building.
+
+    Raises:
+        ConfigError: when the declaration cannot be met (no such file, no such tokenizer).
+        DataError: when the environment fails (network, damaged wheel, damaged cache).
+    """
+    identity = config.identity()
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache / "corpora" / name
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # a second process waits here, and then finds it built
+            if not manifest.exists():
+                _build(config, identity, folder, cache, say)
+    return Corpus.open(folder, json.loads(manifest.read_text()))
+
+
+def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Path, say: Callable[[str], None]) -> None:
+    for left_over in folder.parent.glob(f"{folder.name}.partial-*"):  # of a build that was killed
+        shutil.rmtree(left_over)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    documents = Documents(config, cache)
+    say(f"fetching and reading {config.source.type}")
+    tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
+    tokenizer.save(partial / "tokenizer.json")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    splits = {
+        split: _write_split(documents, split, tokenizer, dtype, partial, say) for split in ("validation", "train")
+    }
+    files = sorted(file.name for file in partial.iterdir())
+    digests = {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in files}
+    content = json.dumps([identity, digests], sort_keys=True)
+    manifest = {
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "identity": identity,
+        "dtype": dtype.str,
+        "vocab_size": tokenizer.vocab_size,
+        "end_id": tokenizer.end_id,
+        "splits": splits,
+        "sha256": digests,
+    }
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    partial.rename(folder)  # now it is there, and it is whole
+    train, validation = splits["train"], splits["validation"]
+    say(
+        f"built {folder.name}: {train['tokens']:,} training tokens in {train['documents']:,} documents, "
+        f"{validation['tokens']:,} for validation"
+    )
+
+
+def _write_split(
+    documents: Documents,
+    split: Split,
+    tokenizer: TextTokenizer,
+    dtype: np.dtype[Any],
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Encode one split into ``split``.bin and its document offsets; returns its part of the manifest."""
+    offsets = [0]
+    num_bytes = 0
+    domains: dict[str, dict[str, int]] = {}  # in order; the documents of one stand together
+    said = time.monotonic()
+    end = np.asarray([tokenizer.end_id])
+    stream = documents.read(split)
+    with (folder / f"{split}.bin").open("wb") as file:
+        while chunk := list(itertools.islice(stream, _CHUNK)):
+            encoded = tokenizer.encode([document.text for document in chunk])
+            for document, ids in zip(chunk, encoded, strict=True):
+                file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
+                size = len(document.text.encode())
+                record = domains.setdefault(document.domain, {"start": offsets[-1], "tokens": 0, "bytes": 0})
+                record["tokens"] += len(ids) + 1
+                record["bytes"] += size
+                num_bytes += size
+                offsets.append(offsets[-1] + len(ids) + 1)
+            if time.monotonic() - said > _SAY_EVERY_S:
+                say(f"{split}: {len(offsets) - 1:,} documents, {num_bytes / 1e6:,.0f} MB, {offsets[-1]:,} tokens")
+                said = time.monotonic()
+    if len(offsets) == 1:
+        raise DataError(f"the {split} split has no text")
+    np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
+    return {
+        "tokens": offsets[-1],
+        "documents": len(offsets) - 1,
+        "bytes": num_bytes,
+        "duplicates_dropped": documents.dropped[split],
+        "domains": domains,
+    }

@@ -1,0 +1,93 @@
+"""A project folder of one's own: a micro base on generated text, so that whole sweeps take seconds."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MICRO = """
+name: micro
+model:
+  hidden_size: 24
+  num_hidden_layers: 2
+  vocab_size: 300
+  max_position_embeddings: 32
+  rotary: {type: rope, theta: 10000.0}
+  attention: {type: gqa, num_attention_heads: 6, num_key_value_heads: 2, head_dim: 4}
+  mlp: {type: swiglu, expansion: 8/3}
+  norm: {type: rms, eps: 1e-5}
+  residual: {type: pre}
+  head: {type: tied}
+  init: {type: normal, std: 0.2}
+data:
+  source: {type: files, train: [text/train-*.txt], validation: [text/validation-*.txt]}
+  tokenizer: {type: bpe, vocab_size: 300}
+train:
+  seq_len: 32
+  tokens_per_step: 128
+  num_steps: 30
+  lr: 1e-2
+  warmup_steps: 3
+  decay_fraction: 0.2
+  betas: [0.9, 0.95]
+  eps: 1e-8
+  weight_decay: 0.01
+  max_grad_norm: 1.0
+  precision: float32
+eval: {every_steps: 10, num_windows: 8}
+decide: {metric: final/val_loss, alpha: 0.05, margin: 0.05}
+seeds: {control: 3, check: 2, variant: 2}
+checks:
+  again: {expect: same}
+"""
+
+MICRO_EXPERIMENT = """
+name: micro-theta
+version: 1
+question: Does theta matter here?
+base: micro
+variants:
+  theta_100: {model: {rotary: {theta: 100.0}}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with experiments/micro_theta.yaml, its base and its text."""
+    (tmp_path / "experiments/base").mkdir(parents=True)
+    (tmp_path / "experiments/base/micro.yaml").write_text(MICRO)
+    (tmp_path / "experiments/micro_theta.yaml").write_text(MICRO_EXPERIMENT)
+    (tmp_path / "text").mkdir()
+    words = [
+        random.Random(i).choice(["alpha", "beta", "gamma", "delta", "over", "under"]) + str(i % 7) for i in range(60)
+    ]
+    for split, count in (("train", 12), ("validation", 3)):
+        for i in range(count):
+            text = " ".join(random.Random(f"{split}{i}").choices(words, k=400))
+            (tmp_path / f"text/{split}-{i:02}.txt").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m runners` in the project folder."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        return subprocess.run(
+            [sys.executable, "-m", "runners", *map(str, arguments)],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **options,
+        )
+
+    return run

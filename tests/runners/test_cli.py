@@ -1,0 +1,200 @@
+"""Whole commands in a project folder of their own, real MLflow included."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_SEED
+
+EXPERIMENT = "experiments/micro_theta.yaml"
+ARMS = {"control": 3, "again": 2, "theta_100": 2}
+
+
+def store(project: Path):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("micro-theta-micro")
+    assert experiment is not None
+    return client, client.search_runs([experiment.experiment_id]), experiment
+
+
+def run_folders(project: Path) -> dict[str, dict]:
+    return {file.parent.name: json.loads(file.read_text()) for file in project.glob("runs/*/status.json")}
+
+
+def test_plan_writes_nothing_and_prints_costs(cli, project):
+    before = sorted(project.rglob("*"))
+    done = cli("plan", EXPERIMENT)
+    assert done.returncode == 0, done.stderr
+    assert "rotary.theta 10000 → 100" in done.stdout
+    assert "7 runs, 7 left" in done.stdout
+    record = json.loads(cli("plan", EXPERIMENT, "--json").stdout)
+    assert {row["arm"]: row["runs"] for row in record["arms"]} == ARMS
+    assert record["smallest_detectable_effect"] is None  # the base states no seed sd
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_from_yaml_to_verdict_and_again(cli, project):
+    done = cli("run", EXPERIMENT, "--jobs", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[ 7/7]" in done.stdout
+    for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.md", "make ui"):
+        assert word in done.stdout
+    for name in ("report.md", "figure.png", "table.json"):
+        assert (project / "reports/micro-theta-micro" / name).stat().st_size > 0
+
+    _, runs, experiment = store(project)
+    seen: dict[str, list[str]] = {}
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert set(METRICS) == set(run.data.metrics)
+        assert all(math.isfinite(value) for value in run.data.metrics.values())
+        assert run.data.params["model.rotary.theta"] == (
+            "100.0" if run.data.tags[TAG_ARM] == "theta_100" else "10000.0"
+        )
+        seen.setdefault(run.data.tags[TAG_ARM], []).append(run.data.tags[TAG_SEED])
+    assert {arm: len(set(seeds)) for arm, seeds in seen.items()} == ARMS
+    assert sum(map(len, seen.values())) == 7
+    assert "theta_100" in experiment.tags["mlflow.note.content"]
+
+    # The mirror holds what the run folders hold, to the last digit.
+    by_key = {run.data.tags["ablation.run_key"]: run for run in runs}
+    for key in run_folders(project):
+        rows = [json.loads(line) for line in (project / "runs" / key / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["step"] == 30
+        assert by_key[key].data.metrics["final/val_loss"] == rows[-1]["metrics"]["final/val_loss"]
+
+    # Again: nothing is trained, nothing is logged twice.
+    before = run_folders(project)
+    again = cli("run", EXPERIMENT)
+    assert again.returncode == 0
+    assert run_folders(project) == before
+    assert len(store(project)[1]) == 7
+    assert again.stdout.strip().splitlines()[-6:] == done.stdout.strip().splitlines()[-6:]
+
+    # The store is lost: it is made again from the run folders.
+    (project / "mlflow.db").unlink()
+    assert cli("report", EXPERIMENT).returncode == 0
+    rebuilt = {run.data.tags["ablation.run_key"]: run.data.metrics for run in store(project)[1]}
+    assert rebuilt == {key: run.data.metrics for key, run in by_key.items()}
+
+    # Another question on the same base shares the control's runs.
+    other = (project / EXPERIMENT).read_text().replace("micro-theta", "micro-two").replace("theta_100", "theta_200")
+    (project / "experiments/two.yaml").write_text(other.replace("theta: 100.0", "theta: 200.0"))
+    planned = json.loads(cli("plan", "experiments/two.yaml", "--json").stdout)
+    assert {row["arm"]: row["done"] for row in planned["arms"]} == {"control": 3, "again": 2, "theta_200": 0}
+
+
+@pytest.mark.slow
+def test_runs_do_not_depend_on_their_neighbours(cli, project):
+    """The same run alone, in a warm worker after others, or with another number of logged evaluations: equal bits."""
+    assert cli("train", EXPERIMENT, "theta_100", "1").returncode == 0
+    (alone,) = run_folders(project)
+    rows = (project / "runs" / alone / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(row)["metrics"]["train/loss"] for row in rows]
+    subprocess.run(["rm", "-r", str(project / "runs")], check=True)
+    assert cli("run", EXPERIMENT, "--jobs", 1).returncode == 0
+    rows = (project / "runs" / alone / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["metrics"]["train/loss"] for row in rows] == losses
+
+
+@pytest.mark.slow
+def test_a_failing_run_says_why_and_does_not_stop_the_others(cli, project):
+    """One arm's learning rate overflows: its runs are invalid, the rest finish, the exit code is 1."""
+    text = (project / EXPERIMENT).read_text()
+    (project / EXPERIMENT).write_text(text + "  hot: {train: {lr: 1e38}}\n")
+    done = cli("run", EXPERIMENT)
+    assert done.returncode == 1
+    assert "INVALID: step" in done.stdout
+    _, runs, _ = store(project)
+    states = {(run.data.tags[TAG_ARM], run.info.status) for run in runs}
+    assert states == {("control", "FINISHED"), ("again", "FINISHED"), ("theta_100", "FINISHED"), ("hot", "FAILED")}
+    assert all("step" in run.data.tags[TAG_INVALID] for run in runs if run.data.tags[TAG_ARM] == "hot")
+    hot = next(line for line in done.stdout.splitlines() if line.startswith("hot "))
+    assert "invalid" in hot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
+    base = project / "experiments/base/micro.yaml"
+    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 4000"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runners", "run", EXPERIMENT, "--jobs", "1", "--seeds", "1"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while not any(state["state"] == "RUNNING" for state in run_folders(project).values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signum)
+    process.wait(timeout=60)
+    assert process.returncode == code
+    assert [state["state"] for state in run_folders(project).values()] == ["KILLED"]
+    _, runs, _ = store(project)
+    assert [run.info.status for run in runs] == ["KILLED"]
+    # Shorter now, so that the test ends: what was killed counts as not done.
+    assert json.loads(cli("plan", EXPERIMENT, "--json", "--seeds", 1).stdout)["runs_left"] == 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
+    base = project / "experiments/base/micro.yaml"
+    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 600"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runners", "run", EXPERIMENT, "--jobs", "1", "--seeds", "1"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while not any(state["state"] == "RUNNING" for state in run_folders(project).values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    (worker,) = children.stdout.split()
+    subprocess.run(["kill", "-9", worker], check=True)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 1, errors
+    assert "FAILED: the worker process died (exit code -9)" in output
+    assert sorted(state["state"] for state in run_folders(project).values()) == ["FAILED", "FINISHED", "FINISHED"]
+    assert cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 1).returncode == 0  # the same command makes up for it
+    assert {state["state"] for state in run_folders(project).values()} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "experiments/absent.yaml"), "No such file"),
+        (("run", EXPERIMENT, "--base", "tiyn"), "unknown base"),
+        (("run", EXPERIMENT, "--device", "tpu"), "allowed: auto, cpu"),
+        (("run", EXPERIMENT, "--seeds", "0"), "not a positive whole number"),
+        (("train", EXPERIMENT, "contrl"), "did you mean 'control'"),
+        (("train", EXPERIMENT, "control", "3"), "0 to 2"),
+        (("rnu", EXPERIMENT), "invalid choice"),
+        (("report", EXPERIMENT), "nothing to report"),
+    ],
+)
+def test_wrong_input_ends_in_2_and_leaves_nothing_behind(cli, project, arguments, says):
+    before = sorted(project.rglob("*"))
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(project.rglob("*")) == before

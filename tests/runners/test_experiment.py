@@ -1,0 +1,215 @@
+"""From YAML to a plan: what is varied, what is matched, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_variants import ConfigError, ModelConfig, build_model
+from runners.experiment import load_base, load_plan, seed_of
+from tests.conftest import ROOT
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+BASES = sorted((ROOT / "experiments/base").glob("*.yaml"))
+SMOLLM2_DECLARED = {"control": 134_515_008, "mha": 147_786_048, "mqa": 130_091_328}
+
+
+def arms(plan) -> dict[str, int]:
+    return {arm.name: arm.recipe.num_params for arm in plan.arms}
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_plans_on_every_base_at_its_exact_cost(file, base):
+    plan = load_plan(file, base=base.stem)
+    assert plan.arms[0].name == "control"
+    for arm in plan.arms:
+        model = build_model(arm.recipe.model, device="meta")
+        assert arm.recipe.num_params == sum(p.numel() for p in model.parameters()), arm.name
+    keys = [run.key for run in plan.runs()]
+    assert len(set(keys)) == len(keys)  # no run stands for two
+
+
+def test_preset_and_base_are_the_same_model():
+    _, recipe = load_base(ROOT / "experiments/base/smollm2-135m.yaml")
+    assert recipe.model == ModelConfig.preset("smollm2-135m")
+
+
+def test_head_grouping_at_full_size():
+    plan = load_plan(ROOT / "experiments/head_grouping.yaml")
+    got = arms(plan)
+    assert SMOLLM2_DECLARED.items() <= got.items()
+    assert got["mha/params"] == SMOLLM2_DECLARED["control"]  # MLP 1280 matches exactly
+    by_name = {arm.name: arm for arm in plan.arms}
+    assert by_name["mha/params"].diff["model.mlp.intermediate_size"] == (1536, 1280)
+    assert by_name["mha/params"].solved == ("model.mlp.intermediate_size",)
+    assert by_name["mqa/params"].diff["model.mlp.intermediate_size"] == (1536, 1624)
+    assert by_name["mqa"].diff == {
+        "model.attention.type": ("gqa", "mqa"),
+        "model.attention.num_key_value_heads": (3, 1),
+    }
+    assert by_name["mqa"].expect == "worse"
+
+
+def test_runs_are_interleaved_and_seeds_disjoint():
+    plan = load_plan(ROOT / "experiments/demo.yaml")
+    order = [run.arm for run in plan.runs()]
+    assert {"control", "again", "nope", "mlp_quarter"} == set(order[:5])
+    control = {run.seed for run in plan.arms[0].runs}
+    for arm in plan.arms[1:]:
+        assert control.isdisjoint(run.seed for run in arm.runs)
+    assert len({run.seed for run in plan.runs()}) == len(plan.runs())
+
+
+def test_screening_and_seed_override():
+    plan = load_plan(ROOT / "experiments/demo.yaml", seeds=1)
+    assert plan.screen
+    assert [len(arm.runs) for arm in plan.arms] == [1, 1, 1, 1]
+    full = load_plan(ROOT / "experiments/demo.yaml", seeds=5)
+    assert not full.screen
+    assert {run.key for run in plan.runs()} <= {run.key for run in full.runs()}  # a screen is not wasted
+
+
+@given(name=st.text("abc_/", min_size=1), index=st.integers(0, 100))
+def test_seeds_are_a_function_of_name_and_number(name, index):
+    assert seed_of("control", index) == index
+    assert 0 <= seed_of(name, index) < 2**31
+    assert seed_of(name, index) == seed_of(name, index)
+    assert seed_of(name, index) != seed_of(name, index + 1)
+
+
+def edit(project: Path, old: str, new: str, file: str = "experiments/micro_theta.yaml") -> Path:
+    path = project / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return project / "experiments/micro_theta.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _in_project(project, monkeypatch):
+    monkeypatch.chdir(project)
+
+
+def keys(project: Path) -> dict[str, list[str]]:
+    plan = load_plan(project / "experiments/micro_theta.yaml")
+    return {arm.name: [run.key for run in arm.runs] for arm in plan.arms}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lr: 1e-2", "lr: 0.011"),
+        ("num_steps: 30", "num_steps: 31"),
+        ("eps: 1e-5", "eps: 1e-6"),
+        ("num_windows: 8", "num_windows: 9"),
+        ("precision: float32", "precision: bfloat16"),
+        ("bpe, vocab_size: 300", "bpe, vocab_size: 299"),
+        ("text/train-*.txt", "text/train-0*.txt"),
+    ],
+)
+def test_whatever_bears_on_the_result_is_in_the_identity(project, old, new):
+    before = keys(project)
+    edit(project, old, new, "experiments/base/micro.yaml")
+    after = keys(project)
+    assert all(set(before[arm]).isdisjoint(after[arm]) for arm in before)
+
+
+def test_a_changed_text_file_changes_the_identity(project):
+    before = keys(project)
+    (project / "text/train-00.txt").write_text("something else")
+    assert set(before["control"]).isdisjoint(keys(project)["control"])
+
+
+def test_what_does_not_bear_on_the_result_is_not_in_the_identity(project):
+    before = keys(project)
+    edit(project, "expansion: 8/3", "intermediate_size: 64", "experiments/base/micro.yaml")  # the same width
+    edit(project, "margin: 0.05", "margin: 0.01", "experiments/base/micro.yaml")
+    edit(project, "Does theta matter here?", "Well?")
+    (project / "moved").mkdir()
+    for name in ("experiments", "text"):
+        shutil.move(project / name, project / "moved" / name)
+    import os
+
+    os.chdir(project / "moved")
+    assert keys(project / "moved") == before
+
+
+def problems(project: Path, text: str) -> list[str]:
+    file = project / "experiments/bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_plan(file)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_four_mistakes_in_one_message(project):
+    found = problems(
+        project,
+        "name: bad\n"
+        "version: 1\n"
+        "question: what?\n"
+        "base: micro\n"
+        "variants:\n"
+        "  a: {model: {attention: {type: gqqa}}}\n"
+        "  b:\n"
+        "    model:\n"
+        "      norm: {eps: '1e-6'}\n"
+        "      norm: {eps: 1e-6}\n"
+        "  c: {model: {attention: {num_attention_heads: 9, queries_per_kv: 2}}}\n",
+    )
+    assert len(found) == 4
+    assert (
+        "bad.yaml:6: variants.a.model.attention.type: received 'gqqa' (text); allowed: did you mean 'gqa'?" in found[0]
+    )
+    assert "bad.yaml:9: variants.b.model.norm.eps: received '1e-6' (text); allowed: a valid number" in found[1]
+    assert "bad.yaml:10: variants.b.model.norm: received the key 'norm' a second time" in found[2]
+    assert "bad.yaml:11: variants.c.model.attention.queries_per_kv: received 2; allowed: a divisor of the 9" in found[3]
+
+
+HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a valid dictionary"),
+        ("- 1\n", "dictionary"),
+        (HEAD.replace("base: micro", "base: mirco"), "did you mean 'micro'"),
+        (HEAD.replace("version: 1", "version: 2"), "allowed: 1"),
+        (HEAD.replace("name: bad", "name: a/b"), "pattern"),
+        (HEAD + "sedes: {control: 3}\n", "did you mean 'seeds'"),
+        (HEAD + "seeds: {control: 0}\n", "greater than 0"),
+        (HEAD + "seeds: {contorl: 3}\n", "did you mean 'control'"),
+        (HEAD + "variants: {a: {}}\n", "at least one changed value"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: 10000.0}}}}\n", "at least one changed value"),
+        (HEAD + "variants: {again: {model: {rotary: {theta: 3.0}}}}\n", "a name that the base does not use"),
+        (HEAD + "variants: {a: {modle: {rotary: {theta: 3.0}}}}\n", "did you mean 'model'"),
+        (HEAD + "variants: {a: {train: {lrr: 3.0}}}\n", "did you mean 'lr'"),
+        (HEAD + "variants: {a: {train: {tokens_per_step: 33}}}\n", "a multiple of seq_len (32)"),
+        (HEAD + "variants: {a: {train: {seq_len: 64, tokens_per_step: 64}}}\n", "max_position_embeddings (32)"),
+        (HEAD + "variants: {a: {train: {warmup_steps: 28}}}\n", "at most the 30 steps"),
+        (HEAD + "variants: {a: {model: {vocab_size: 100}}}\n", "at least the tokenizer's 300"),
+        (HEAD + "match: [flops]\n", "'tokens' or 'params'"),
+        (HEAD + "match: [params]\nvariants: {a: {model: {mlp: {expansion: 2}}}}\n", "match: [tokens]"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {b: worse}\n", "did you mean"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {a: wrose}\n", "'same', 'worse' or 'better'"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: true}}}}\n", "received True"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a valid number"),
+        (HEAD + "variants: {a: {model: [1]}}\n", "dictionary"),
+    ],
+)
+def test_single_mistakes(project, text, says):
+    found = problems(project, text)
+    assert any(says in problem for problem in found), found
+    assert all("bad.yaml:" in problem for problem in found)
+
+
+def test_a_broken_base_is_reported_with_its_own_lines(project):
+    file = edit(project, "theta: 10000.0", "theta: '10000'", "experiments/base/micro.yaml")
+    with pytest.raises(ConfigError, match=r"micro.yaml:8: model.rotary.theta: received '10000'"):
+        load_plan(file)
