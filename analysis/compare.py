@@ -96,12 +96,13 @@ class _Sample:
     def of(cls, arm: Arm, runs: pd.DataFrame, metric: str) -> _Sample:
         mine = runs[runs["arm"] == arm.name].sort_values(["seed", "run_key"])
         invalid, counted = {}, []
-        for place, run in enumerate(mine.to_dict("records")):
-            if pd.notna(run["invalid"]):
-                invalid[run["seed"]] = str(run["invalid"])
-            elif run["status"] == "FINISHED" and not math.isfinite(run[metric]):
-                invalid[run["seed"]] = f"{metric} is not a finite number"
-            elif run["status"] == "FINISHED":
+        columns = (mine[name] for name in ("seed", "status", "invalid", metric))
+        for place, (seed, status, fault, loss) in enumerate(zip(*columns, strict=True)):
+            if pd.notna(fault):
+                invalid[seed] = str(fault)
+            elif status == "FINISHED" and not math.isfinite(loss):
+                invalid[seed] = f"{metric} is not a finite number"
+            elif status == "FINISHED":
                 counted.append(place)
         good = mine.iloc[counted]
         return cls(
@@ -341,8 +342,6 @@ def _unmatched(row: Mapping[str, Any]) -> list[str]:
     """Costs that differ from the control's, as far as the second digit of a percentage shows it."""
     costs = {"parameters": row["params_delta"], "FLOPs": row["flops_delta"]}
     told = [
-        f"{100 * abs(x):.1f}\N{NO-BREAK SPACE}% {'more' if x > 0 else 'fewer'} {name}"
-        for name, x in costs.items()
-        if abs(x) >= 0.0005
+        f"{100 * abs(x):.1f} % {'more' if x > 0 else 'fewer'} {name}" for name, x in costs.items() if abs(x) >= 0.0005
     ]
     return [f"at {' and '.join(told)}"] if told else []

@@ -67,8 +67,9 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     records = [_record(attempts[place], arm.role) for place, arm in arms.items() if place in attempts]
     found = {key for record in records for key in record if key.startswith("final/")}
     metrics = [*FINAL_METRICS, *sorted(found.difference(FINAL_METRICS))]
-    frame = pd.DataFrame(records, columns=[*RUN_COLUMNS, *metrics]).astype({"seed": int, "invalid": object})
-    return frame.astype(dict.fromkeys(metrics, float))
+    frame = pd.DataFrame(records, columns=[*RUN_COLUMNS, *metrics], dtype=object)  # keeps None in `invalid`
+    text = dict.fromkeys(("mlflow_run_id", "run_key", "arm", "role", "status", "stratum"), str)
+    return frame.astype({**text, "seed": int, **dict.fromkeys(metrics, float)})
 
 
 def load_curves(

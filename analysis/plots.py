@@ -61,7 +61,7 @@ def _draw_curves(axes: Axes, runs: pd.DataFrame, curves: pd.DataFrame, styles: d
     good = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()]
     losses = curves[curves["metric"] == "val/loss"].merge(good[["run_key", "arm"]], on=["run_key", "arm"])
     bands = losses.groupby(["arm", "tokens"])["value"].agg(["mean", "min", "max"]).reset_index()
-    axes.set(xlabel="training tokens (million)", ylabel=f"validation loss ({METRICS['val/loss'].unit})")
+    axes.set(xlabel="training tokens", ylabel=f"validation loss ({METRICS['val/loss'].unit})")
     axes.set_title("Mean over seeds; band: lowest to highest seed", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -80,22 +80,26 @@ def _draw_curves(axes: Axes, runs: pd.DataFrame, curves: pd.DataFrame, styles: d
 def _draw_bands(axes: Axes, bands: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
     for name, style in styles.items():
         band = bands[bands["arm"] == name]
-        x = band["tokens"] / 1e6
+        x = band["tokens"]
         axes.fill_between(x, band["min"], band["max"], color=style["color"], alpha=0.12, linewidth=0)
         axes.plot(x, band["mean"], label=name, linewidth=1.5, **style)
 
 
 def _zoom(axes: Axes, bands: pd.DataFrame, tokens: float) -> None:
     """Fit both axes to what comes after ``tokens``."""
+    from matplotlib.ticker import EngFormatter
+
     late = bands[bands["tokens"] >= tokens]
     room = 0.04 * (late["max"].max() - late["min"].min()) or 0.01
     axes.set_ylim(late["min"].min() - room, late["max"].max() + room)
-    axes.set_xlim(tokens / 1e6, late["tokens"].max() / 1e6)
+    axes.set_xlim(tokens, late["tokens"].max())
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_forest(axes: Axes, table: pd.DataFrame, design: Design, styles: dict[str, dict[str, Any]]) -> None:
     arms = table[table["role"] != "control"].reset_index(drop=True)
-    limit = _forest_limit(arms, design.margin)
+    limit = _forest_limit(arms, design)
     axes.axvspan(-design.margin, design.margin, color="0.9", linewidth=0)
     axes.axvline(0, color="0.4", linewidth=0.8)
     for y, row in enumerate(arms.to_dict("records")):
@@ -121,8 +125,9 @@ def _draw_forest(axes: Axes, table: pd.DataFrame, design: Design, styles: dict[s
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _forest_limit(arms: pd.DataFrame, margin: float) -> float:
-    """Half the width of the forest's axis: room for the variants, whatever a known-bad check needs."""
-    shown = arms[arms["role"] == "variant"] if (arms["role"] == "variant").any() else arms
+def _forest_limit(arms: pd.DataFrame, design: Design) -> float:
+    """Half the width of the forest's axis: room for all arms but the known-bad ones, which would squeeze the others."""
+    known_bad = [arm.name for arm in design.arms if arm.role == "check" and arm.expect == "worse"]
+    shown = arms[~arms["arm"].isin(known_bad)]
     ends = np.abs(shown[["delta", "ci_low", "ci_high"]].to_numpy(float))
-    return max(2 * margin, 1.15 * float(np.max(ends, initial=0.0, where=np.isfinite(ends))))
+    return max(2 * design.margin, 1.15 * float(np.max(ends, initial=0.0, where=np.isfinite(ends))))

@@ -45,7 +45,7 @@ def table_text(table: pd.DataFrame, design: Design) -> str:
     lines = []
     for *columns, why in cells:
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(columns, widths, strict=True))
-        wrapped = textwrap.wrap(why, max(_WIDTH - indent, _WHY_WIDTH)) or [""]
+        wrapped = textwrap.wrap(why.replace(" %", "\N{NO-BREAK SPACE}%"), max(_WIDTH - indent, _WHY_WIDTH)) or [""]
         lines += [(start + wrapped[0]).rstrip(), *(" " * indent + rest for rest in wrapped[1:])]
     return "\n".join([_fold(_headline(design)), *lines, _fold(_bottom_line(table))])
 
@@ -119,12 +119,11 @@ def _json_value(value: Any) -> Any:
 def _headline(design: Design) -> str:
     variants = sorted({len(arm.run_keys) for arm in design.arms if arm.role == "variant"})
     seeds = [str(len(design.control.run_keys)), *(["/".join(map(str, variants))] if variants else [])]
-    tokens = design.tokens_per_run
     return " · ".join(
         [
             design.name,
             design.base,
-            f"{tokens / 1e6:,.1f}M tokens/run" if tokens >= 1e5 else f"{tokens:,} tokens/run",
+            f"{_count(design.tokens_per_run)} tokens/run",
             design.metric,
             f"margin {design.margin:g}",
             f"declared seeds {' + '.join(seeds)}",

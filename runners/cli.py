@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     placed(plan)
     run = verb("run", _run, "carry out an experiment's unfinished runs, then report")
+    run.add_argument("--fresh", action="store_true", help="carry out again what was made on another device or code")
     placed(run)
     train = verb("train", _train, "carry out one run in this process")
     train.add_argument("arm", help="its arm, e.g. control")
@@ -113,8 +114,9 @@ def _run(options: argparse.Namespace) -> int:
 
     plan = _load(options)
     console = Console(soft_wrap=True)
+    slots = _slots(options, plan)
     try:
-        failed = run_plan(plan, root=RUNS, cache=CACHE, slots=_slots(options, plan), console=console)
+        failed = run_plan(plan, root=RUNS, cache=CACHE, slots=slots, console=console, fresh=options.fresh)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

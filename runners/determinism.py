@@ -41,12 +41,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}-{platform.machine()}"
 
 
-def stratum(device: torch.device) -> str:
+def stratum(device: torch.device, threads: int) -> str:
     """What shifts a result's bits without being part of its recipe; verdicts compare runs of one stratum only."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
     parts = {
         "device": device_name(device).replace(" ", "-"),
-        "threads": threads,
+        "threads": threads if device.type == "cpu" else 0,  # an accelerator's results do not depend on them
         "torch": torch.__version__,
         "compile": "off",
         "code": code_hash(),

@@ -165,9 +165,10 @@ def _power_lines(plan: Plan, record: dict[str, Any]) -> list[str]:
         return ["one seed an arm: this screens, and gives numbers but no verdict"]
     effect, margin = record["smallest_detectable_effect"], record["margin"]
     if effect is None:
-        return ["the smallest detectable effect is not known: the base states no seed sd, and no control runs are done"]
+        return ["smallest detectable effect not known: the base states no seed sd, and no control runs are done"]
     lines = [
-        f"smallest effect this design sees 4 times in 5: {effect:.4f} (seed sd {record['sigma']:.4f}: {record['sigma_source']})"
+        f"smallest effect this design sees 4 times in 5: {effect:.4f} "
+        f"(seed sd {record['sigma']:.4f}: {record['sigma_source']})"
     ]
     if effect > margin:
         lines.append(f"warning: that is more than the margin of {margin:g}; small differences will come out undecided")

@@ -81,6 +81,10 @@ class RunFolder:
             (self.path / "error.txt").write_text(error)
         self._write(replace(self.status, state=state, reason=reason, ended=time.time()))
 
+    def forget(self) -> None:
+        """Have the run carried out again; what it logged stays until then."""
+        self._write(Status())
+
     def _write(self, status: Status) -> None:
         write_atomically(self.path / "status.json", json.dumps(asdict(status), indent=1))
 

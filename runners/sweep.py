@@ -59,15 +59,38 @@ def unfinished(plan: Plan, root: Path) -> list[PlannedRun]:
     return [run for run in plan.runs() if RunFolder(root, run.key).status.state != "FINISHED"]
 
 
-def run_plan(plan: Plan, *, root: Path, cache: Path, slots: Slots, console: Console) -> list[PlannedRun]:
+def made_otherwise(plan: Plan, root: Path, slots: Slots) -> list[PlannedRun]:
+    """Finished runs of another stratum than runs made now would have: another device, torch, or training code."""
+    import torch
+
+    from runners.determinism import stratum
+
+    now = stratum(torch.device(slots.devices[0]), slots.threads)
+    statuses = ((run, RunFolder(root, run.key).status) for run in plan.runs())
+    return [run for run, status in statuses if status.state == "FINISHED" and status.stratum != now]
+
+
+def run_plan(
+    plan: Plan, *, root: Path, cache: Path, slots: Slots, console: Console, fresh: bool = False
+) -> list[PlannedRun]:
     """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
 
     A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand are
-    marked KILLED, here and in the mirror, before it goes on its way.
+    marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` carries out again what was made
+    otherwise, so that all runs of the plan can be compared.
     """
     from runners.data import prepare
 
+    others = made_otherwise(plan, root, slots)
+    for run in others if fresh else ():
+        RunFolder(root, run.key).forget()
     todo = unfinished(plan, root)
+    if others and todo and not fresh:
+        console.print(
+            f"note: {len(others)} finished runs were made on another device, with another torch or with other code; "
+            "they are not comparable with new ones. ARGS=--fresh makes them again.",
+            highlight=False,
+        )
     mirror = Mirror(plan, root)
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runners.data.config import DataError
+from runners.data.config import DataError, file_sha256
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class TokenSplit:
                 f"the {self.name} split has {len(self.tokens):,} tokens, less than one window of {seq_len:,}"
             )
         return count
+
+    def epochs(self, num_tokens: int, seq_len: int) -> float:
+        """How often a run of ``num_tokens`` sees each window of ``seq_len`` tokens."""
+        return num_tokens / (self.num_windows(seq_len) * seq_len)
 
     def batch(self, step: int, *, seed: int, batch_size: int, seq_len: int) -> np.ndarray:
         """Batch number ``step`` (from 0): int64 (batch_size, seq_len).
@@ -108,6 +112,6 @@ class Corpus:
     def verify(self) -> None:
         """Read every file again. Raises DataError naming the first whose content is not what was built."""
         for name, digest in self.manifest["sha256"].items():
-            with (self.folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise DataError(f"{self.folder / name} has changed since it was built; delete {self.folder}")
+            file = self.folder / name
+            if not file.exists() or file_sha256(file) != digest:
+                raise DataError(f"{file} is not what was built; delete {self.folder}")

