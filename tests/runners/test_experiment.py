@@ -58,7 +58,7 @@ def test_head_grouping_at_full_size():
 def test_runs_are_interleaved_and_seeds_disjoint():
     plan = load_plan(ROOT / "experiments/demo.yaml")
     order = [run.arm for run in plan.runs()]
-    assert {"control", "again", "nope", "mlp_quarter"} == set(order[:5])
+    assert {"control", "again", "nope", "mlp_eighth"} == set(order[:5])
     control = {run.seed for run in plan.arms[0].runs}
     for arm in plan.arms[1:]:
         assert control.isdisjoint(run.seed for run in arm.runs)
@@ -196,7 +196,7 @@ HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
         (HEAD + "variants: {a: {model: {vocab_size: 100}}}\n", "at least the tokenizer's 300"),
         (HEAD + "match: [flops]\n", "'tokens' or 'params'"),
         (HEAD + "match: [params]\nvariants: {a: {model: {mlp: {expansion: 2}}}}\n", "match: [tokens]"),
-        (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {b: worse}\n", "did you mean"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {b: worse}\n", "one of a"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {a: wrose}\n", "'same', 'worse' or 'better'"),
         (HEAD + "variants: {a: {model: {rotary: {theta: true}}}}\n", "received True"),
         (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a valid number"),

@@ -63,16 +63,22 @@ def test_texts_are_sorted_and_chosen_by_extension(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_every_flipped_byte_of_a_text_is_noticed(tmp_path: Path, compression: int) -> None:
+def test_no_flipped_byte_changes_a_text_unnoticed(tmp_path: Path, compression: int) -> None:
     wheel = make_wheel(tmp_path, "toy", {"toy/a.py": CODE}, compression=compression)
     whole = wheel.read_bytes()
     with zipfile.ZipFile(wheel) as archive:
         member = archive.getinfo("toy/a.py")
     start = member.header_offset + 30 + len(member.filename)  # 30: a zip's local header
+    noticed = 0
     for place in range(start, start + member.compress_size):
         wheel.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        with pytest.raises(DataError, match=r"toy-1\.0-py3-none-any\.whl: toy/a\.py"):
-            list(read_texts(wheel, (".py",)))
+        try:
+            assert list(read_texts(wheel, (".py",))) == [("toy/a.py", CODE.decode())]
+        except DataError as error:
+            assert "toy-1.0-py3-none-any.whl: toy/a.py" in str(error)  # noqa: PT017 (either outcome is right)
+            noticed += 1
+    # Deflate leaves a few bits at its end that stand for nothing.
+    assert noticed >= member.compress_size - (0 if compression == zipfile.ZIP_STORED else 2)
 
 
 @pytest.mark.parametrize(
