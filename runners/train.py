@@ -74,7 +74,8 @@ def train(recipe: Recipe, seed: int, corpus: Corpus, run: RunFolder, device: tor
 
         done = step + 1
         last = done == config.num_steps
-        if done % log_every == 0 or done == 1 or last:
+        evaluates = done % recipe.eval.every_steps == 0 or last
+        if done % log_every == 0 or done == 1 or evaluates:
             values = torch.stack([*losses, *grad_norms]).tolist()  # waits for the device
             count = len(losses)
             health.check_finite(done - count + 1, values[:count], values[count:])
@@ -93,7 +94,7 @@ def train(recipe: Recipe, seed: int, corpus: Corpus, run: RunFolder, device: tor
                 "memory/peak_bytes": peak_memory_bytes(device),
             }
             losses, grad_norms = [], []
-            if done % recipe.eval.every_steps == 0 or last:
+            if evaluates:
                 result = evaluate(model, windows, batch_size=config.batch_size, precision=config.precision)
                 metrics |= {
                     "val/loss": result.loss_nats,

@@ -64,9 +64,31 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "experiments/base/micro.yaml").write_text(MICRO)
     (tmp_path / "experiments/micro_theta.yaml").write_text(MICRO_EXPERIMENT)
     (tmp_path / "text").mkdir()
-    words = [
-        random.Random(i).choice(["alpha", "beta", "gamma", "delta", "over", "under"]) + str(i % 7) for i in range(60)
+    syllables = [
+        "al",
+        "bet",
+        "gam",
+        "ma",
+        "del",
+        "ta",
+        "ep",
+        "si",
+        "lon",
+        "ze",
+        "et",
+        "io",
+        "kap",
+        "lam",
+        "mu",
+        "nu",
+        "xi",
+        "pi",
+        "rho",
+        "sig",
+        "tau",
+        "phi",
     ]
+    words = ["".join(random.Random(i).choices(syllables, k=1 + i % 3)) for i in range(60)]
     for split, count in (("train", 12), ("validation", 3)):
         for i in range(count):
             text = " ".join(random.Random(f"{split}{i}").choices(words, k=400))

@@ -1,0 +1,95 @@
+"""The loop and the evaluation against plain PyTorch around transformers' own Llama."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from llama_variants import build_model
+from runners import train as loop
+from runners.data import prepare
+from runners.evaluate import evaluate
+from runners.experiment import load_base
+from runners.recipe import EvalConfig, Recipe
+from runners.store import RunFolder
+from tests.llama_variants.test_model import stock
+
+SEED = 5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recipe(project, monkeypatch) -> Recipe:
+    monkeypatch.chdir(project)
+    return load_base(Path("experiments/base/micro.yaml"))[1]
+
+
+def trained(recipe: Recipe, folder: str = "run") -> list[dict]:
+    """What a run logs, by step."""
+    run = RunFolder(Path("runs"), folder)
+    run.create(recipe, SEED)
+    run.begin("here", {}, "")
+    loop.train(recipe, SEED, prepare(recipe.data, Path("cache")), run, CPU)
+    return run.rows()[0]
+
+
+def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
+    """Same initial values and batches; the schedule, the clipping and the decay groups written out once more."""
+    corpus, config = prepare(recipe.data, Path("cache")), recipe.train
+    model = stock(recipe.model).train()
+    model.load_state_dict(build_model(recipe.model, seed=SEED).state_dict())
+    decayed = [p for name, p in model.named_parameters() if "norm" not in name]
+    plain = [p for name, p in model.named_parameters() if "norm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    rates = [1e-2 * min(1, (i + 1) / 3, (30 - i) / 6) for i in range(30)]
+    expected = []
+    for step, rate in enumerate(rates):
+        batch = torch.from_numpy(corpus.train.batch(step, seed=SEED, batch_size=4, seq_len=32))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model(batch, labels=batch).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append((loss.item(), norm.item()))
+    assert config.num_steps == len(expected)
+    rows = [row["metrics"] for row in trained(recipe)]
+    assert [row["train/lr"] for row in rows] == pytest.approx(rates)
+    assert [row["train/loss"] for row in rows] == pytest.approx([loss for loss, _ in expected], abs=1e-4)
+    assert [row["train/grad_norm"] for row in rows] == pytest.approx([norm for _, norm in expected], rel=1e-2)
+
+    windows = corpus.validation.windows(recipe.eval.num_windows, config.seq_len)
+    result = evaluate(model, windows, batch_size=3, precision="float32")
+    assert rows[-1]["final/val_loss"] == pytest.approx(result.loss_nats, abs=1e-4)
+    assert rows[-1]["final/train_loss"] == pytest.approx(sum(loss for loss, _ in expected[-3:]) / 3, abs=1e-4)
+
+
+def test_evaluates_at_the_declared_steps_however_seldom_it_logs(recipe, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_POINTS", 3)
+    seldom = trained(replace(recipe, eval=EvalConfig(every_steps=7, num_windows=8)), "seldom")
+    assert [row["step"] for row in seldom] == [1, 7, 10, 14, 20, 21, 28, 30]
+    assert [row["step"] for row in seldom if "val/loss" in row["metrics"]] == [7, 14, 21, 28, 30]
+    often = trained(replace(recipe, eval=EvalConfig(every_steps=1, num_windows=8)), "often")
+    losses = {row["step"]: row["metrics"]["train/loss"] for row in often}
+    assert all(losses[row["step"]] == row["metrics"]["train/loss"] for row in seldom)
+
+
+def test_evaluation_is_the_mean_over_windows_in_any_batches(recipe):
+    windows = prepare(recipe.data, Path("cache")).validation.windows(8, 32)
+    model = build_model(recipe.model, seed=SEED)
+    with torch.no_grad():
+        logits = model.double()(torch.from_numpy(windows)).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), torch.from_numpy(windows[:, 1:]), reduction="none").mean(1)
+    model.float()
+    for batch_size in (1, 3, 8):
+        result = evaluate(model, windows, batch_size=batch_size, precision="float32")
+        assert result.loss_nats == pytest.approx(losses.mean().item(), abs=1e-5)
+        assert result.se_nats == pytest.approx(losses.std().item() / math.sqrt(8), rel=1e-4)
+    assert model.training
