@@ -19,15 +19,15 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DASHES = ("-", "--", ":")
 _CONTROL_COLOUR = "#000000"
 _ZOOM_FROM = 0.2  # share of the training left out: its losses would flatten all others into one line
-_LAST_POINTS = 3  # evaluations that the inset shows
+_KNOWN_BAD_ROOM = 2  # how many times wider a known-bad arm may make the forest's axis
 
 
 def figure(table: pd.DataFrame, runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> Figure:
-    """Validation loss against training tokens, and the differences from the control as a forest plot.
+    """Validation loss against training tokens, how it differs from the control's, and the verdicts as a forest plot.
 
     Only valid finished runs are drawn as curves: each arm's mean over seeds, in a band from its lowest to its highest
-    seed. The forest has the simultaneous intervals, the margin as a shaded band and each verdict in words; a difference
-    off its axis becomes an arrow with its value.
+    seed; in the second panel, less the control's mean at the same tokens. The forest has the simultaneous intervals,
+    the margin as a shaded band and each verdict in words; a difference off its axis becomes an arrow with its value.
 
     Args:
         table: the frame of :func:`analysis.compare.compare`.
@@ -38,10 +38,15 @@ def figure(table: pd.DataFrame, runs: pd.DataFrame, curves: pd.DataFrame, design
     from matplotlib.figure import Figure
 
     rows = len(design.arms) - 1
-    drawing = Figure(figsize=(11.5, max(4.4, 2.0 + 0.34 * rows)), layout="constrained")
-    left, right = drawing.subplots(1, 2, width_ratios=(1, 1))
+    drawing = Figure(figsize=(15, max(4.8, 2.0 + 0.34 * rows)), layout="constrained")
+    left, middle, right = drawing.subplots(1, 3, width_ratios=(1, 1, 1.1))
     styles = _styles(design)
-    _draw_curves(left, runs, curves, styles)
+    losses = _losses(runs, curves)
+    unit = METRICS["val/loss"].unit
+    _draw_bands(left, losses, styles, f"validation loss ({unit})")
+    left.set_title("Mean over seeds; band: lowest to highest seed", fontsize=10)
+    _draw_bands(middle, _less_control(losses, design), styles, f"difference ({unit})")
+    middle.set_title("The same, less the control's mean", fontsize=10)
     _draw_forest(right, table, design, styles)
     names = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
     drawing.legend(names.values(), names, loc="outside lower center", ncols=min(6, 1 + rows), frameon=False, fontsize=9)
@@ -57,44 +62,38 @@ def _styles(design: Design) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _draw_curves(axes: Axes, runs: pd.DataFrame, curves: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+def _losses(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """Validation losses of the valid finished runs, after the first part of training."""
     good = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()]
     losses = curves[curves["metric"] == "val/loss"].merge(good[["run_key", "arm"]], on=["run_key", "arm"])
-    bands = losses.groupby(["arm", "tokens"])["value"].agg(["mean", "min", "max"]).reset_index()
-    axes.set(xlabel="training tokens", ylabel=f"validation loss ({METRICS['val/loss'].unit})")
-    axes.set_title("Mean over seeds; band: lowest to highest seed", fontsize=10)
+    return losses[losses["tokens"] >= _ZOOM_FROM * losses["tokens"].max()]
+
+
+def _less_control(losses: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """The losses minus the control's mean at the same tokens; those without one are left out."""
+    level = losses[losses["arm"] == design.control.name].groupby("tokens")["value"].mean()
+    return losses.assign(value=losses["value"] - losses["tokens"].map(level)).dropna(subset="value")
+
+
+def _draw_bands(axes: Axes, losses: pd.DataFrame, styles: dict[str, dict[str, Any]], label: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    axes.set(xlabel="training tokens", ylabel=label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if bands.empty:
-        return
-    _draw_bands(axes, bands, styles)
-    _zoom(axes, bands, _ZOOM_FROM * bands["tokens"].max())
-    end = axes.inset_axes((0.47, 0.5, 0.52, 0.48))
-    _draw_bands(end, bands, styles)
-    _zoom(end, bands, bands["tokens"].drop_duplicates().nlargest(_LAST_POINTS).min())
-    end.tick_params(labelsize=8)
-    end.set_xlabel("the end of training", fontsize=8)
-    end.grid(alpha=0.25)
-
-
-def _draw_bands(axes: Axes, bands: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    bands = (
+        losses.astype({"tokens": float, "value": float})
+        .groupby(["arm", "tokens"])["value"]
+        .agg(["mean", "min", "max"])
+        .reset_index()
+    )
     for name, style in styles.items():
         band = bands[bands["arm"] == name]
         x = band["tokens"]
         axes.fill_between(x, band["min"], band["max"], color=style["color"], alpha=0.12, linewidth=0)
         axes.plot(x, band["mean"], label=name, linewidth=1.5, **style)
-
-
-def _zoom(axes: Axes, bands: pd.DataFrame, tokens: float) -> None:
-    """Fit both axes to what comes after ``tokens``."""
-    from matplotlib.ticker import EngFormatter
-
-    late = bands[bands["tokens"] >= tokens]
-    room = 0.04 * (late["max"].max() - late["min"].min()) or 0.01
-    axes.set_ylim(late["min"].min() - room, late["max"].max() + room)
-    axes.set_xlim(tokens, late["tokens"].max())
-    axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_forest(axes: Axes, table: pd.DataFrame, design: Design, styles: dict[str, dict[str, Any]]) -> None:
@@ -126,8 +125,9 @@ def _draw_forest(axes: Axes, table: pd.DataFrame, design: Design, styles: dict[s
 
 
 def _forest_limit(arms: pd.DataFrame, design: Design) -> float:
-    """Half the width of the forest's axis: room for all arms but the known-bad ones, which would squeeze the others."""
-    known_bad = [arm.name for arm in design.arms if arm.role == "check" and arm.expect == "worse"]
-    shown = arms[~arms["arm"].isin(known_bad)]
-    ends = np.abs(shown[["delta", "ci_low", "ci_high"]].to_numpy(float))
-    return max(2 * design.margin, 1.15 * float(np.max(ends, initial=0.0, where=np.isfinite(ends))))
+    """Half the width of the forest's axis: room for all arms, unless a known-bad one would squeeze the others."""
+    known_bad = arms["arm"].isin([arm.name for arm in design.arms if arm.role == "check" and arm.expect == "worse"])
+    ends = np.abs(arms[["delta", "ci_low", "ci_high"]].to_numpy(float))
+    room = [1.15 * float(np.max(e, initial=0.0, where=np.isfinite(e))) for e in (ends[~known_bad], ends[known_bad])]
+    others = max(2 * design.margin, room[0])
+    return room[1] if others < room[1] <= _KNOWN_BAD_ROOM * others else others

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.conftest import ROOT
 
@@ -17,7 +24,8 @@ LEFT_TO_CI = ("make demo", "make test", "make test-slow", "make check", "make ui
 
 
 def blocks(text: str, language: str = "") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for name, block in fenced if name == language]
 
 
 def documents() -> list[Path]:
@@ -45,12 +53,13 @@ def test_tree_is_the_tree():
     (tree,) = [block for block in blocks(README) if block.startswith("Makefile")]
     folder, named = ROOT, set()
     for line in tree.splitlines():
-        for name in re.findall(r"(?:^|\s)([\w./-]+(?:/|\.py|\.ya?ml|Makefile))(?=\s)", " " + line)[:2]:
-            if not line.startswith(" ") and name.endswith("/"):
-                folder = ROOT / name
-            place = folder / name if line.startswith(" ") else ROOT / name
-            assert place.exists(), place
-            named.add(place.relative_to(ROOT).parts[0])
+        name = line.split()[0]
+        if line.startswith(" "):
+            place = folder / name
+        else:
+            place = folder = ROOT / name
+        assert place.exists(), place
+        named.add(place.relative_to(ROOT).parts[0])
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
     assert folders <= named
@@ -75,6 +84,58 @@ def test_the_six_line_experiment_plans(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "attention.num_key_value_heads 2 → 1" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_newcomer_s_commands(tmp_path):
+    """README's own experiment, from its YAML to its verdict in the MLflow UI, in a copy of what git tracks.
+
+    One seed an arm (the environment's SEEDS=1), which is all that departs from what a newcomer types.
+    """
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    (tmp_path / "experiments/mine.yaml").write_text(blocks(README, "yaml")[0])
+    (commands,) = [block.splitlines() for block in blocks(README) if block.startswith("make plan")]
+    commands = [command.split("#")[0].strip() for command in commands]
+    assert commands[-1] == "make ui"
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {"SEEDS": "1"}
+    for command in commands[:-1]:
+        done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("mqa "))
+    assert "screen" in row
+    for line in done.stdout.splitlines():
+        if line.startswith(("report:", "figure:", "table:")):
+            assert (tmp_path / line.split()[1]).stat().st_size > 0
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    server = subprocess.Popen(
+        ["make", "ui", f"PORT={port}"], cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE
+    )
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                    assert answer.status == 200
+                break
+            except urllib.error.URLError:
+                assert time.monotonic() - began < 60, "make ui does not answer"
+                time.sleep(0.2)
+        print(f"make ui answered after {time.monotonic() - began:.1f} s")
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+        experiment = client.get_experiment_by_name("mine-tiny")
+        runs = client.search_runs([experiment.experiment_id])
+        assert sorted(run.data.tags["ablation.arm"] for run in runs) == ["again", "control", "mqa", "nope"]
+        assert "| mqa |" in experiment.tags["mlflow.note.content"]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 def test_the_schema_example_plans(tmp_path):

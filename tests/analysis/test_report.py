@@ -144,13 +144,19 @@ def test_a_failure_leaves_the_old_files(runs, curves, tmp_path, monkeypatch):
 
 
 def test_figure_draws_each_arm_once_and_each_verdict(runs, curves, table):
-    left, right = plots.figure(table, runs, curves, PLAN).axes
+    left, middle, right = plots.figure(table, runs, curves, PLAN).axes
     lines = {line.get_label(): line for line in left.lines}
     assert list(lines) == table["arm"].tolist()
     assert left.get_ylabel() == "validation loss (nats/token)"
     assert len(lines["none"].get_xdata()) == 0
     assert lines["control"].get_xdata().tolist()[-1] == 256_000
     assert lines["control"].get_ydata()[-1] == pytest.approx(10.3 + 0.1)
+    differences = {line.get_label(): line.get_ydata() for line in middle.lines}
+    assert abs(differences["control"]).max() < 1e-9
+    for name, line in lines.items():
+        assert differences[name] == pytest.approx(
+            line.get_ydata() - lines["control"].get_ydata()[: len(line.get_ydata())]
+        )
     words = [text.get_text() for text in right.texts]
     verdicts = table["verdict"].tolist()[1:]
     assert [word for word in words if word in verdicts] == verdicts
@@ -169,4 +175,4 @@ def test_figure_without_curves_or_verdicts():
     runs = frame({}, plan)
     empty = pd.DataFrame(columns=["run_key", "arm", "seed", "metric", "step", "tokens", "value"])
     drawing = plots.figure(compare(runs, plan), runs, empty, plan)
-    assert [text.get_text() for text in drawing.axes[1].texts] == ["undecided"]
+    assert [text.get_text() for text in drawing.axes[2].texts] == ["undecided"]
