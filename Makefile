@@ -26,7 +26,7 @@ setup: .venv/.ready  ## make .venv with every pinned package (done by the other 
 	@touch $@
 
 demo: setup  ## a small real ablation on the CPU, to its verdict
-	$(PY) -m runners run experiments/demo.yaml $(OPTIONS) $(JOBS_OPTION)
+	$(PY) -m runners run experiments/demo.yaml --device cpu $(OPTIONS) $(JOBS_OPTION)
 
 plan: setup  ## what EXP would run, what it costs, what it could see
 	$(PY) -m runners plan $(EXP) $(OPTIONS) $(JOBS_OPTION)
@@ -57,7 +57,7 @@ lock: ## pin the newest versions inside the ranges of pyproject.toml
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 "mlflow>=3.17,<3.18" -e ".[dev]"
 	{ echo '# Every version, for Python 3.11 and later. Made by `make lock`: the newest releases inside the ranges of pyproject.toml.'; \
-	  .venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu//'; } > requirements.lock
 	rm -r .venv-lock
 
 clean:  ## remove the environment and everything cached; runs, reports and mlflow.db stay

@@ -45,7 +45,7 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     """One row for each declared run that the store has, in the order of the design.
 
     Runs whose key the design does not declare (stale recipes) are left out. Where a run was started several times,
-    the finished attempt counts, or else the newest.
+    the newest attempt counts, whatever became of it.
 
     Returns:
         A frame with ``RUN_COLUMNS`` (``invalid`` is why a validity gate failed, or None) and one float column for
@@ -59,7 +59,7 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     experiment = _experiment(client, design.experiment)
     arms = {(key, arm.name): arm for arm in design.arms for key in arm.run_keys}
     attempts: dict[tuple[str, str], Run] = {}
-    for run in sorted(_pages(client.search_runs, [experiment.experiment_id]), key=_preference):
+    for run in sorted(_pages(client.search_runs, [experiment.experiment_id]), key=lambda run: run.info.start_time):
         tags = run.data.tags
         place = tags.get(schema.TAG_RUN_KEY, ""), tags.get(schema.TAG_ARM, "")
         if place in arms:
@@ -149,10 +149,6 @@ def _pages(search: Any, *args: Any) -> Iterator[Any]:
         yield from page
         if not (token := page.token):
             return
-
-
-def _preference(run: Run) -> tuple[bool, int]:
-    return run.info.status == "FINISHED", run.info.start_time
 
 
 def _record(run: Run, role: schema.Role) -> dict[str, Any]:

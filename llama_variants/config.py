@@ -186,6 +186,8 @@ def _read_block(family: str, value: Any, base: BlockConfig | None) -> tuple[Bloc
     superseded = {other for group in cls.alternatives for other in group if group & fields.keys()}
     kept = {key: value for key, value in shared.items() if key not in superseded}
     block, found = check(cls, kept | fields, fallback=shared)
+    if superseded & shared.keys() and any(problem.path[0] in fields for problem in found):
+        block = base  # its other way of writing the field was dropped for one that is wrong
     return block, problems + found
 
 

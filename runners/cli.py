@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=function)
         sub.add_argument("experiment", type=Path, help="an experiment's YAML")
         sub.add_argument("--base", help="a base to use instead of the experiment's own, e.g. tiny")
-        sub.add_argument("--seeds", type=_positive, help="runs of every arm; 1 screens, without verdicts")
+        sub.add_argument("--seeds", type=_seeds, help="runs of every arm; 1 screens, without verdicts")
         return sub
 
     def placed(sub: argparse.ArgumentParser, many: bool = True) -> None:
@@ -81,6 +81,14 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
+
+
+def _seeds(text: str) -> int:
+    from runners.experiment import MAX_SEEDS
+
+    if _positive(text) > MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_SEEDS}")
+    return int(text)
 
 
 def _load(options: argparse.Namespace) -> Any:
@@ -113,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     from runners.sweep import run_plan
 
     plan = _load(options)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     slots = _slots(options, plan)
     try:
         failed = run_plan(plan, root=RUNS, cache=CACHE, slots=slots, console=console, fresh=options.fresh)

@@ -25,9 +25,10 @@ def resolve_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name.split(":")[0], False):
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ValueError(f"device {name!r} is not available; allowed: auto, {there}")
+    there = [kind for kind, is_there in available.items() if is_there]
+    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())] if available["cuda"] else []
+    if name not in there:
+        raise ValueError(f"a device that is not there; allowed: auto, {', '.join(there)}")
     return torch.device(name)
 
 
@@ -58,14 +59,12 @@ def code_hash() -> str:
     """8 hex digits over the source that training runs through: unlike a commit it ignores edits elsewhere."""
     package = Path(llama_variants.__file__).parent
     here = Path(runners.__file__).parent
-    files = [
-        *package.rglob("*.py"),
-        *(here / f"{name}.py" for name in TRAINING_MODULES),
-        *(here / "data").glob("*.py"),
-    ]
+    files = {file.relative_to(package.parent).as_posix(): file for file in package.rglob("*.py")}
+    for file in (*(here / f"{name}.py" for name in TRAINING_MODULES), *(here / "data").glob("*.py")):
+        files[file.relative_to(here.parent).as_posix()] = file
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.as_posix().rsplit("/", 3)[-3:]):
-        digest.update(file.name.encode() + file.read_bytes())
+    for name, file in sorted(files.items()):
+        digest.update(name.encode() + file.read_bytes())
     return digest.hexdigest()[:8]
 
 

@@ -12,19 +12,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Strict
 
 from analysis import schema
 from analysis.schema import Expectation, Role
 from llama_variants import ConfigError, ModelConfig
 from llama_variants.config import flatten, read
-from llama_variants.errors import Path, Problem, StrictModel, check, one_of
+from llama_variants.errors import Problem, StrictModel, check, one_of
 from runners import strict_yaml
 from runners.data import DataConfig
 from runners.recipe import EvalConfig, Recipe, TrainConfig, run_key
 
 CONTROL = "control"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+MAX_SEEDS = 200  # of an arm; their run keys go into one tag of the tracking store
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Count = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
+Mode = Literal["tokens", "params"]
+
+
+def _version(value: object) -> object:
+    if value is True:  # equal to 1 for Python, but not what the file should say
+        raise ValueError("1")
+    return value
+
+
+def _each_once(modes: tuple[Mode, ...]) -> tuple[Mode, ...]:
+    if len(set(modes)) < len(modes):
+        raise ValueError("each mode once")
+    return modes
 
 
 class Decide(StrictModel):
@@ -40,9 +55,9 @@ class Decide(StrictModel):
 class Seeds(StrictModel):
     """Runs of each arm, fixed before the first one starts."""
 
-    control: PositiveInt | None = None
-    check: PositiveInt | None = None
-    variant: PositiveInt | None = None
+    control: Count | None = None
+    check: Count | None = None
+    variant: Count | None = None
 
 
 class Delta(StrictModel):
@@ -50,7 +65,7 @@ class Delta(StrictModel):
 
     model: dict[str, Any] = {}
     train: dict[str, Any] = {}
-    seeds: PositiveInt | None = None
+    seeds: Count | None = None
 
 
 class CheckDelta(Delta):
@@ -76,11 +91,11 @@ class ExperimentFile(StrictModel):
     """A file of experiments/."""
 
     name: Name
-    version: Literal[1]
-    question: Annotated[str, Field(min_length=1)]
+    version: Annotated[Literal[1], BeforeValidator(_version)]
+    question: Annotated[str, Field(min_length=1, max_length=1000)]
     base: Name
     seeds: Seeds = Seeds()
-    match: Annotated[tuple[Literal["tokens", "params"], ...], Strict(False), Field(min_length=1)] = ("tokens",)
+    match: Annotated[tuple[Mode, ...], Strict(False), Field(min_length=1), AfterValidator(_each_once)] = ("tokens",)
     variants: dict[Name, Delta] = {}
     expect: dict[str, Expectation] = {}
     source: str = ""
@@ -181,22 +196,23 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     builder = _ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds)
     arms = [builder.control(), *builder.checks()]
     taken = {arm.name for arm in arms}
-    match = head.match if head else ("tokens",)
+    match: tuple[Mode, ...] = head.match if head else ("tokens",)
     declared = head.variants if head else {}
     expect = head.expect if head else {}
-    for name, raw in (variants if isinstance(variants, dict) else {}).items():
+    written = variants if isinstance(variants, dict) else {}
+    for name, raw in written.items():
         path = ("variants", name)
         delta = declared.get(name) or _salvage(raw)
         if name in taken:
             problems.append(Problem(path, f"the name {name!r}", f"a name that the base does not use: {sorted(taken)}"))
         for mode in match:
             arm, found = builder.variant(name, delta, mode, expect.get(name))
-            problems += [problem.under(path) for problem in found if problem not in problems]
+            problems += [problem.under(path) for problem in found if name in declared or problem.path]
             if arm is not None:
                 arms.append(arm)
     for name in expect:
-        if name not in declared:
-            problems.append(Problem(("expect", name), f"unknown variant {name!r}", one_of(name, declared)))
+        if name not in written:
+            problems.append(Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written)))
     if problems:
         raise _error(document, problems)
     assert head is not None
@@ -211,10 +227,20 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     raw = document.data.get("model") if isinstance(document.data, dict) else None
     model, found = read(raw) if raw is not None else (None, [])
     problems += [problem.under(("model",)) for problem in found]
-    if head and model and not problems:
-        recipe = Recipe(model, head.data, head.train, head.eval)
+    if head:
         problems += [problem.under(("train",)) for problem in head.train.problems()]
+        try:
+            head.data.identity()
+        except ConfigError as error:
+            problems += error.problems
+    if head and model:
+        recipe = Recipe(model, head.data, head.train, head.eval)
         problems += list(recipe.problems())
+        for name, delta in head.checks.items():
+            _, found = merge(recipe, delta)
+            problems += [problem.under(("checks", name)) for problem in found if problem not in problems]
+            if name == CONTROL:
+                problems.append(Problem(("checks", name), f"the name {name!r}", "any name but that of the control"))
         if not problems:
             return head, recipe
     raise _error(document, problems)
@@ -243,6 +269,19 @@ def _salvage(raw: object) -> Delta:
     return Delta(model=model, train=train)
 
 
+def merge(base: Recipe, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
+    """The base's recipe with ``delta`` merged in, where that can be had, and every problem found."""
+    model, found = read(delta.model, base=base.model)
+    problems = [problem.under(("model",)) for problem in found]
+    written = base.train.model_dump(mode="json")
+    train, found = check(TrainConfig, written | delta.train, fallback=written)
+    problems += [problem.under(("train",)) for problem in found + (list(train.problems()) if train else [])]
+    if model is None or train is None:
+        return None, problems
+    recipe = replace(base, model=model, train=train)
+    return recipe, problems + list(recipe.problems())
+
+
 class _ArmBuilder:
     """Makes the arms of one experiment over one base."""
 
@@ -250,55 +289,48 @@ class _ArmBuilder:
         self.recipe = recipe
         self.base = base
         self.override = override
+        self.declared = declared
         written = [declared, base.seeds]
         self.count = {
             role: next((n for seeds in written if (n := getattr(seeds, role))), 1)
             for role in ("control", "check", "variant")
         }
-        self.screen = (override or min(self.count["control"], self.count["variant"])) == 1 and (
-            override or self.count["control"]
-        ) == 1
+        self.screen = (override or max(self.count["control"], self.count["variant"])) == 1
 
     def control(self) -> PlannedArm:
         return self._arm(CONTROL, "control", self.recipe, None, ())
 
     def checks(self) -> Iterator[PlannedArm]:
         for name, delta in self.base.checks.items():
-            recipe, problems = self._merge(delta)
-            if problems or recipe is None:
-                path: Path = ("checks", name)
-                raise ConfigError([problem.under(path) for problem in problems], title=f"base {self.base.name}")
-            yield self._arm(name, "check", recipe, delta.expect, (), delta.seeds)
+            recipe, problems = merge(self.recipe, delta)
+            assert recipe is not None, "load_base has seen to it"
+            assert not problems
+            yield self._arm(name, "check", recipe, delta.expect, (), self.declared.check or delta.seeds)
 
     def variant(
         self, name: str, delta: Delta, mode: str, expect: Expectation | None
     ) -> tuple[PlannedArm | None, list[Problem]]:
-        recipe, problems = self._merge(delta)
+        recipe, problems = merge(self.recipe, delta)
         if recipe is None or problems:
             return None, problems
         if recipe.resolved() == self.recipe.resolved():
             return None, [Problem((), "nothing that differs from the base", "at least one changed value")]
+        if problems := list(_not_comparable(self.recipe.train, recipe.train)):
+            return None, problems
         if mode == "tokens":
             return self._arm(name, "variant", recipe, expect, (), delta.seeds), []
-        model = match_params(recipe.model, self.recipe.model.num_params)
-        if model is None or "mlp" in delta.model:
-            problem = Problem(
-                ("model",), "a variant that sets the MLP width itself", "match: [tokens] for such a variant"
+        if recipe.num_params == self.recipe.num_params:
+            return None, []  # matched as it is: the same arm a second time would only widen the family
+        model = None if "mlp" in delta.model else match_params(recipe.model, self.recipe.model.num_params)
+        if model is None:
+            why = (
+                "a variant that sets the MLP width itself"
+                if "mlp" in delta.model
+                else "one that no MLP width can match"
             )
-            return None, [problem]
+            return None, [Problem(("model",), why, "match: [tokens] for such a variant")]
         solved = ("model.mlp.intermediate_size",)
         return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, delta.seeds), []
-
-    def _merge(self, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
-        model, found = read(delta.model, base=self.recipe.model)
-        problems = [problem.under(("model",)) for problem in found]
-        written = self.recipe.train.model_dump(mode="json")
-        train, found = check(TrainConfig, written | delta.train, fallback=written)
-        problems += [problem.under(("train",)) for problem in found + (list(train.problems()) if train else [])]
-        if model is None or train is None:
-            return None, problems
-        recipe = replace(self.recipe, model=model, train=train)
-        return recipe, problems + list(recipe.problems())
 
     def _arm(
         self,
@@ -314,6 +346,16 @@ class _ArmBuilder:
         seeds = [seed_of(name, index) for index in range(count)]
         runs = tuple(PlannedRun(name, role, seed, run_key(identity, seed), recipe) for seed in seeds)
         return PlannedArm(name, role, recipe, runs, difference(self.recipe, recipe), expect, solved)
+
+
+def _not_comparable(base: TrainConfig, other: TrainConfig) -> Iterator[Problem]:
+    """What would make another quantity of a variant's loss."""
+    if other.seq_len != base.seq_len:
+        allowed = f"the base's {base.seq_len}: losses in windows of another length are another quantity"
+        yield Problem(("train", "seq_len"), str(other.seq_len), allowed)
+    elif other.num_tokens != base.num_tokens:
+        received = f"{other.num_steps} steps of {other.tokens_per_step}, which are {other.num_tokens:,} tokens"
+        yield Problem(("train", "num_steps"), received, f"the base's {base.num_tokens:,} tokens")
 
 
 def seed_of(arm: str, index: int) -> int:

@@ -28,10 +28,11 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
     sigma, sigma_source = _sigma(plan, root)
     variants = [arm for arm in plan.arms if arm.role == "variant"]
     effect = None
-    if sigma is not None and variants and not plan.screen:
+    df = sum(len(arm.runs) - 1 for arm in (control, *variants))  # with which the verdicts will estimate sigma
+    if sigma is not None and variants and df and not plan.screen:
         effect = max(
             detectable_effect(
-                sigma, len(control.runs), len(arm.runs), alpha=plan.decide.alpha, num_variants=len(variants)
+                sigma, len(control.runs), len(arm.runs), alpha=plan.decide.alpha, num_variants=len(variants), df=df
             )
             for arm in variants
         )
@@ -89,10 +90,11 @@ def _estimate_seconds(plan: Plan, todo: list[Any], root: Path, slots: Slots) -> 
     return flops / rate / workers, "a matrix product timed on this machine; within a factor of two or so"
 
 
-def _matmul_flops_per_s(slots: Slots, size: int = 1024) -> float:
+def _matmul_flops_per_s(slots: Slots) -> float:
     import torch
 
     device = torch.device(slots.devices[0])
+    size = 8192 if device.type == "cuda" else 1024  # large enough that starting it costs nothing beside it
     before = torch.get_num_threads()
     torch.set_num_threads(slots.threads)
     x = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -144,7 +146,7 @@ def _text(plan: Plan, record: dict[str, Any]) -> str:
         )
         table.add_row(row["arm"], str(row["runs"]), str(row["done"]), *costs, what)
     out = io.StringIO()
-    console = Console(file=out, width=200, soft_wrap=True)
+    console = Console(file=out, width=200, soft_wrap=True, markup=False)
     tokens = record["tokens_per_run"]
     console.print(f"{plan.name} · {plan.base} · {tokens:,} tokens a run\n{plan.question}\n", highlight=False)
     console.print(table)

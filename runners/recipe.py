@@ -11,25 +11,26 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
 from llama_variants import ModelConfig
-from llama_variants.errors import Problem, StrictModel
-from runners.data import DataConfig
+from llama_variants.errors import ConfigError, Problem, StrictModel
+from runners.data import Corpus, DataConfig
 
 SEMANTICS = 1
 """Version of the training loop: raised whenever the same recipe gives other losses, so that old runs stop counting."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(StrictModel):
     """The training recipe: AdamW with linear warm-up, a constant stretch and linear decay to zero (WSD)."""
 
     seq_len: Annotated[int, Field(ge=2)]
-    tokens_per_step: PositiveInt  # of the whole batch, over all devices and micro-batches
+    tokens_per_step: PositiveInt  # of the whole batch
     num_steps: PositiveInt
     lr: PositiveFloat  # the peak
     warmup_steps: NonNegativeInt
     decay_fraction: Fraction  # of num_steps, at the end
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)]
+    betas: Annotated[tuple[Beta, Beta], Strict(False)]
     eps: PositiveFloat
     weight_decay: NonNegativeFloat  # on matrices; gains and biases are not decayed
     max_grad_norm: PositiveFloat  # global norm at which gradients are clipped
@@ -125,6 +126,13 @@ class Recipe:
         if vocab_size > self.model.vocab_size:
             allowed = f"at least the tokenizer's {vocab_size}"
             yield Problem(("model", "vocab_size"), str(self.model.vocab_size), allowed)
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Raises ConfigError when the corpus holds token ids that the model has no embedding for."""
+        size = corpus.manifest["vocab_size"]
+        if size > self.model.vocab_size:
+            allowed = f"at least the tokenizer's {size}"
+            raise ConfigError([Problem(("model", "vocab_size"), str(self.model.vocab_size), allowed)])
 
     def with_model(self, model: ModelConfig) -> Recipe:
         """The same recipe for another model."""

@@ -79,7 +79,10 @@ class RunFolder:
         """Close the attempt."""
         if error:
             (self.path / "error.txt").write_text(error)
-        self._write(replace(self.status, state=state, reason=reason, ended=time.time()))
+        status = self.status
+        if not status.attempt:  # it failed before it could begin
+            status = replace(status, attempt=uuid.uuid4().hex, started=time.time())
+        self._write(replace(status, state=state, reason=reason, ended=time.time()))
 
     def forget(self) -> None:
         """Have the run carried out again; what it logged stays until then."""

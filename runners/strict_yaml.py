@@ -48,13 +48,20 @@ def load(file: FilePath) -> Document:
         raise ConfigError([Problem((), f"{file} ({error.strerror})", "a YAML file that can be read")]) from None
     except UnicodeDecodeError:
         raise ConfigError([Problem((), f"{file}, which is not UTF-8", "a YAML file in UTF-8")]) from None
+    except RecursionError:
+        raise ConfigError([Problem((), "values nested too deep", "plain values", str(file))]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         received = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([Problem((), received, "one well-formed YAML document", f"{file}:{line}")]) from None
     if node is not None:
-        document.data = _convert(node, (), document, set())
+        try:
+            document.data = _convert(node, (), document, set())
+        except (RecursionError, ValueError) as error:  # int() refuses thousands of digits
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError([Problem((), "values too deep or too long", "plain values", str(file))]) from None
     return document
 
 

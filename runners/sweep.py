@@ -91,11 +91,16 @@ def run_plan(
             "they are not comparable with new ones. ARGS=--fresh makes them again.",
             highlight=False,
         )
+    if todo:
+        corpus = prepare(
+            plan.arms[0].recipe.data, cache, say=lambda text: console.print(f"data: {text}", highlight=False)
+        )
+        for arm in plan.arms:
+            arm.recipe.check_corpus(corpus)
     mirror = Mirror(plan, root)
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
-        prepare(plan.arms[0].recipe.data, cache, say=lambda text: console.print(f"data: {text}", highlight=False))
         launcher = LocalLauncher(root, cache, slots.devices, slots.threads)
         _carry_out(plan, todo, launcher, mirror, root, console)
     for run in plan.runs():
@@ -117,15 +122,23 @@ def _carry_out(
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
     if live:
         live.start()
+
+    def mirrored(runs: Sequence[PlannedRun]) -> None:
+        """The run folders are the truth: a store that does not answer stops no run, and is caught up with later."""
+        try:
+            for run in runs:
+                mirror.sync(run)
+        except Exception as error:
+            console.print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", highlight=False)
+
     try:
         for finished in launcher.run(list(by_key)):
             now = time.monotonic()
             if finished:
-                mirror.sync(by_key[finished.key])
+                mirrored([by_key[finished.key]])
                 console.print(board.finish(finished.key), highlight=False)
             if now - synced > SYNC_EVERY_S:
-                for run in todo:
-                    mirror.sync(run)
+                mirrored(todo)
                 synced = now
             if live:
                 live.update(Group(*map(Text, board.lines())))
@@ -135,8 +148,7 @@ def _carry_out(
     finally:
         if live:
             live.stop()
-        for run in todo:
-            mirror.sync(run)
+        mirrored(todo)
 
 
 class _Board:

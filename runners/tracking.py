@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ class Mirror:
     def __init__(self, plan: Plan, root: Path, uri: str | None = None) -> None:
         self.plan = plan
         self.root = root
-        self.client = connect(uri or schema.tracking_uri())
+        self.uri = uri or schema.tracking_uri()
+        self.client = connect(self.uri)
         self.experiment_id = self._experiment()
         self._known = self._find_runs()
         self._offsets: dict[str, int] = {}
@@ -44,6 +46,8 @@ class Mirror:
             tags: Mapping[str, str] = {}
         else:
             experiment_id, tags = found.experiment_id, found.tags
+            if found.lifecycle_stage == "deleted":  # in the UI, say; its runs come back with it
+                self.client.restore_experiment(experiment_id)
         for key, value in design.to_tags().items():
             if tags.get(key) != value:
                 self.client.set_experiment_tag(experiment_id, key, value)
@@ -77,12 +81,19 @@ class Mirror:
         if status.state == "NEW":
             return
         place = (run.arm, run.key, status.attempt)
-        run_id, state = self._known.get(place) or (self._create(run, status), "RUNNING")
+        if place not in self._known:
+            with _alone(self.uri):  # another process may be mirroring the same run
+                self._known |= self._find_runs()
+                if place not in self._known:
+                    self._close_others(run)
+                    self._known[place] = self._create(run, status), "RUNNING"
+        run_id, state = self._known[place]
         if state != "RUNNING":
             return
-        rows, self._offsets[run_id] = folder.rows(self._offsets.get(run_id, 0))
+        rows, end = folder.rows(self._offsets.get(run_id, 0))
         for batch in _batches(_metrics(rows)):
             self.client.log_batch(run_id, metrics=batch)
+        self._offsets[run_id] = end  # only now: what was not taken is sent again
         if status.state in _MLFLOW_STATES:
             state = _MLFLOW_STATES[status.state]
             if status.reason:
@@ -93,6 +104,13 @@ class Mirror:
                 )
             self.client.set_terminated(run_id, state, end_time=int(status.ended * 1000))
         self._known[place] = (run_id, state)
+
+    def _close_others(self, run: PlannedRun) -> None:
+        """An attempt whose process was killed outright never said that it ended."""
+        for place, (run_id, state) in self._known.items():
+            if place[:2] == (run.arm, run.key) and state == "RUNNING":
+                self.client.set_terminated(run_id, "KILLED")
+                self._known[place] = run_id, "KILLED"
 
     def _create(self, run: PlannedRun, status: Status) -> str:
         from mlflow.entities import Param
@@ -128,12 +146,16 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
-    if not uri.startswith("sqlite:///"):
-        return MlflowClient(tracking_uri=uri)
-    with FileLock(uri.removeprefix("sqlite:///") + ".lock"):  # several at once would each try to create the schema
-        client = MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=uri)
+    with _alone(uri):  # several at once would each try to create the schema
         client.search_experiments(max_results=1)
-        return client
+    return client
+
+
+def _alone(uri: str) -> AbstractContextManager[Any]:
+    """Keeps other processes of this program out of a local database; a server minds itself."""
+    local = uri.startswith("sqlite:///")
+    return FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext()
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import resource
@@ -44,7 +45,9 @@ def train(recipe: Recipe, seed: int, corpus: Corpus, run: RunFolder, device: tor
 
     def batch(step: int) -> torch.Tensor:
         ids = corpus.train.batch(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)
-        return torch.from_numpy(ids).to(device, non_blocking=True)  # (b, t)
+        batch = torch.from_numpy(ids)  # (b, t)
+        # Only out of pinned memory does a copy to the card not wait for the steps before it.
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
     health.preflight(model, batch(0))
     watch = health.GradientWatch(model)
@@ -119,7 +122,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif LINUX:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        with contextlib.suppress(OSError):  # some kernels and sandboxes have no such file
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -127,6 +131,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if LINUX:
-        line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+        for row in Path("/proc/self/status").read_text().splitlines():
+            if row.startswith("VmHWM"):
+                return int(row.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return peak if platform.system() == "Darwin" else peak * 1024

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import ROOT
+from tests.runners.conftest import clean_environment
 
 README = (ROOT / "README.md").read_text()
 LEFT_TO_CI = ("make demo", "make test", "make test-slow", "make check", "make ui", "git clone")  # CI runs these itself
@@ -30,6 +32,13 @@ def blocks(text: str, language: str = "") -> list[str]:
 
 def documents() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments/README.md", ROOT / "CHANGELOG.md"]
+
+
+def copy_tracked(folder: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
 
 
 def test_python_example_prints_what_stands_below_it():
@@ -92,16 +101,13 @@ def test_a_newcomer_s_commands(tmp_path):
 
     One seed an arm (the environment's SEEDS=1), which is all that departs from what a newcomer types.
     """
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in tracked:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    copy_tracked(tmp_path)
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     (tmp_path / "experiments/mine.yaml").write_text(blocks(README, "yaml")[0])
     (commands,) = [block.splitlines() for block in blocks(README) if block.startswith("make plan")]
     commands = [command.split("#")[0].strip() for command in commands]
     assert commands[-1] == "make ui"
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"} | {"SEEDS": "1"}
+    environment = clean_environment() | {"SEEDS": "1"}
     for command in commands[:-1]:
         done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -152,6 +158,26 @@ def test_every_experiment_is_in_the_index():
     index = (ROOT / "experiments/README.md").read_text()
     for file in (ROOT / "experiments").rglob("*.yaml"):
         assert f"`{file.relative_to(ROOT / 'experiments')}`" in index
+
+
+@pytest.mark.slow
+def test_the_example_block_passes_the_suite_that_picks_it_up(tmp_path):
+    """CONTRIBUTING's block, pasted where it says, in a copy of the project: the checks and the model's tests pass."""
+    copy_tracked(tmp_path)
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    block = textwrap.dedent(contributing.split("   ```python\n")[1].split("   ```\n")[0])
+    target = tmp_path / "llama_variants/blocks/mlp.py"
+    target.write_text(target.read_text() + "\n\n" + block)
+    commands = (
+        ["ruff", "check", "llama_variants"],
+        ["ruff", "format", "--check", "llama_variants"],
+        ["mypy"],
+        ["pytest", "-q", "tests/llama_variants", "tests/runners/test_health.py"],
+    )
+    for module, *arguments in commands:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout
 
 
 def test_help_lists_every_target():

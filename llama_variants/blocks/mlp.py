@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt, StringConstraints
+from pydantic import PlainValidator, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
@@ -16,7 +18,16 @@ from llama_variants.registry import MLP, BlockConfig, Cost
 if TYPE_CHECKING:
     from llama_variants.config import ModelConfig
 
-Ratio = PositiveFloat | Annotated[str, StringConstraints(pattern=r"^[1-9]\d*/[1-9]\d*$")]
+
+def _ratio(value: object) -> float | str:
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,8}/[1-9]\d{0,8}", value):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ValueError("a positive number, or a fraction such as 8/3")
+
+
+Ratio = Annotated[float | str, PlainValidator(_ratio)]
 """A positive number, or a fraction written as text: 8/3."""
 
 

@@ -108,8 +108,14 @@ class HubSource(StrictModel):
     text_field: str = "text"
 
     def identity(self) -> dict[str, Any]:
-        """The pinned revision stands for the content; the files of a local folder are read."""
+        """The pinned revision stands for the content; the files of a local folder are read.
+
+        Raises ConfigError for a hub id whose revision can move, as a branch does.
+        """
         files = sorted(file for file in Path(self.dataset).rglob("*") if file.is_file())
+        if not files and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            path = ("data", "source", "revision")
+            raise ConfigError([Problem(path, repr(self.revision), "the 40 hex digits of a commit: a branch moves")])
         return self.model_dump(mode="json") | ({"files": _contents(files)} if files else {})
 
 

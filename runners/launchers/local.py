@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from runners.recipe import run_key
 from runners.store import RunFolder
 
 
@@ -56,7 +58,7 @@ class LocalLauncher:
                     assert key is not None
                     try:
                         worker.pipe.recv()
-                    except EOFError:
+                    except (EOFError, OSError):  # the end of the pipe, or a reset with our key still in it
                         self._bury(worker, key)
                         workers[i] = worker = self._start(self.devices[i])
                     yield Finished(key)
@@ -86,11 +88,14 @@ class LocalLauncher:
     def _hand_over(self, worker: _Worker, waiting: list[str]) -> None:
         worker.key = waiting.pop(0) if waiting else None
         if worker.key:
-            worker.pipe.send(worker.key)
+            with contextlib.suppress(OSError):  # a worker that is dead already is noticed when it is waited for
+                worker.pipe.send(worker.key)
 
     def _bury(self, worker: _Worker, key: str) -> None:
         worker.process.join()
-        RunFolder(self.root, key).end("FAILED", f"the worker process died (exit code {worker.process.exitcode})")
+        run = RunFolder(self.root, key)
+        if run.status.state in ("NEW", "RUNNING"):
+            run.end("FAILED", f"the worker process died (exit code {worker.process.exitcode})")
 
 
 def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int) -> None:
@@ -105,7 +110,10 @@ def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int) 
             key = pipe.recv()
         except EOFError:
             return
-        execute(RunFolder(root, key), cache, device)
+        try:
+            execute(RunFolder(root, key), cache, device)
+        except _Stopped:
+            return
         pipe.send(key)
 
 
@@ -121,7 +129,7 @@ def execute(run: RunFolder, cache: Path, device_name: str) -> None:
     """Carry out one run in this process and record what became of it; raises nothing that the run itself caused."""
     import torch
 
-    from runners.data import prepare
+    from runners.data import DataError, prepare
     from runners.determinism import environment, resolve_device, stratum
     from runners.health import RunInvalid
     from runners.train import train
@@ -132,7 +140,10 @@ def execute(run: RunFolder, cache: Path, device_name: str) -> None:
         device = resolve_device(device_name)
         try:
             recipe, seed = run.config()
+            if run_key(recipe.identity(), seed) != run.key:
+                raise DataError("the files that it reads have changed since the run was planned")
             corpus = prepare(recipe.data, cache)
+            recipe.check_corpus(corpus)
             run.begin(stratum(device, torch.get_num_threads()), environment(device), corpus.fingerprint)
             train(recipe, seed, corpus, run, device)
         except RunInvalid as reason:

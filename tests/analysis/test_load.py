@@ -60,9 +60,10 @@ def uri(tmp_path_factory):
     for key, loss in LOSSES.items():
         writer.run(experiment, key, finished(loss), start=100)
     writer.run(experiment, "wide-0", finished(9.0), start=50)  # an earlier attempt that finished as well
-    writer.run(experiment, "wide-1", [("train/loss", 10, 9.0)], "RUNNING", start=200)  # a later one that has not
+    writer.run(experiment, "wide-1", [("train/loss", 10, 9.0)], "KILLED", start=50)  # one that did not
+    writer.run(experiment, "wide-2", finished(2.0), start=50)  # one that finished, where the newest did not
     invalid = [("final/val_loss", 30, math.inf), ("final/train_loss", 30, math.nan)]
-    writer.run(experiment, "wide-2", invalid, "FAILED", **{schema.TAG_INVALID: "not causal"})
+    writer.run(experiment, "wide-2", invalid, "FAILED", start=100, **{schema.TAG_INVALID: "not causal"})
     writer.run(experiment, "wide-7", finished(1.0))  # of an earlier recipe
     writer.run(experiment, "control-0", finished(1.0), **{schema.TAG_ARM: "narrow"})  # of an arm no longer declared
     broken = writer.experiment("broken-tiny", replace(PLAN, name="broken").to_tags())
@@ -88,7 +89,7 @@ def test_a_store_that_is_not_there_is_not_created(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_are_those_declared_each_by_its_best_attempt(uri):
+def test_runs_are_those_declared_each_by_its_newest_attempt(uri):
     runs = load_runs(PLAN, uri)
     assert runs["run_key"].tolist() == ["control-0", "control-1", "wide-0", "wide-1", "wide-2"]
     assert runs["final/val_loss"].tolist() == [*LOSSES.values(), math.inf]

@@ -14,7 +14,7 @@ TINY = ModelConfig.preset("smollm2-135m").override(
         "vocab_size": 101,
         "max_position_embeddings": 64,
         "attention": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8},
-        "mlp": {"expansion": "8/3"},
+        "mlp": {"intermediate_size": 128},
         "init": {"std": 1 / 24},
     }
 )

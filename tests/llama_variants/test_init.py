@@ -17,7 +17,7 @@ from tests.llama_variants.models import EVERY_BLOCK, TINY
 def test_shared_tensors_start_bit_identical(variant):
     control, other = (build_model(config, seed=3).state_dict() for config in (TINY, variant))
     shared = [name for name in control if name in other and control[name].shape == other[name].shape]
-    assert len(shared) >= len(control) - 2 * TINY.num_hidden_layers  # k_proj and v_proj may differ in shape
+    assert len(shared) >= len(control) - 3 * TINY.num_hidden_layers  # a block may reshape or rename its own
     for name in shared:
         if name != "lm_head.weight":  # tied to the embedding in one, its own in the other
             assert torch.equal(control[name], other[name]), name

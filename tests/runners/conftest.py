@@ -57,6 +57,11 @@ variants:
 """
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without the developer's own tracking store."""
+    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with experiments/micro_theta.yaml, its base and its text."""
@@ -101,11 +106,10 @@ def cli(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m runners` in the project folder."""
 
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
         return subprocess.run(
             [sys.executable, "-m", "runners", *map(str, arguments)],
             cwd=project,
-            env=environment,
+            env=clean_environment(),
             capture_output=True,
             text=True,
             timeout=300,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_SEED
+from tests.runners.conftest import clean_environment
 
 EXPERIMENT = "experiments/micro_theta.yaml"
 ARMS = {"control": 3, "again": 2, "theta_100": 2}
@@ -97,7 +98,7 @@ def test_from_yaml_to_verdict_and_again(cli, project):
 
 @pytest.mark.slow
 def test_runs_do_not_depend_on_their_neighbours(cli, project):
-    """The same run alone, in a warm worker after others, or with another number of logged evaluations: equal bits."""
+    """The same run alone, or in a warm worker after others: equal bits."""
     assert cli("train", EXPERIMENT, "theta_100", "1").returncode == 0
     (alone,) = run_folders(project)
     rows = (project / "runs" / alone / "metrics.jsonl").read_text().splitlines()
@@ -132,6 +133,7 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "runners", "run", EXPERIMENT, "--jobs", "1", "--seeds", "1"],
         cwd=project,
+        env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -158,6 +160,7 @@ def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
     process = subprocess.Popen(
         [sys.executable, "-m", "runners", "run", EXPERIMENT, "--jobs", "1", "--seeds", "1"],
         cwd=project,
+        env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -182,7 +185,8 @@ def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
     [
         (("run", "experiments/absent.yaml"), "No such file"),
         (("run", EXPERIMENT, "--base", "tiyn"), "unknown base"),
-        (("run", EXPERIMENT, "--device", "tpu"), "allowed: auto, cpu"),
+        (("run", EXPERIMENT, "--device", "tpu"), "allowed: auto, "),
+        (("run", EXPERIMENT, "--device", "cpu:x"), "allowed: auto, "),
         (("run", EXPERIMENT, "--seeds", "0"), "not a positive whole number"),
         (("train", EXPERIMENT, "contrl"), "did you mean 'control'"),
         (("train", EXPERIMENT, "control", "3"), "0 to 2"),

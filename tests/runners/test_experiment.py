@@ -78,7 +78,6 @@ def test_screening_and_seed_override():
 def test_seeds_are_a_function_of_name_and_number(name, index):
     assert seed_of("control", index) == index
     assert 0 <= seed_of(name, index) < 2**31
-    assert seed_of(name, index) == seed_of(name, index)
     assert seed_of(name, index) != seed_of(name, index + 1)
 
 
@@ -183,7 +182,7 @@ HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
         (HEAD.replace("version: 1", "version: 2"), "allowed: 1"),
         (HEAD.replace("name: bad", "name: a/b"), "pattern"),
         (HEAD + "sedes: {control: 3}\n", "did you mean 'seeds'"),
-        (HEAD + "seeds: {control: 0}\n", "greater than 0"),
+        (HEAD + "seeds: {control: 0}\n", "greater than or equal to 1"),
         (HEAD + "seeds: {contorl: 3}\n", "did you mean 'control'"),
         (HEAD + "variants: {a: {}}\n", "at least one changed value"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 10000.0}}}}\n", "at least one changed value"),
@@ -195,6 +194,16 @@ HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
         (HEAD + "variants: {a: {train: {warmup_steps: 28}}}\n", "at most the 30 steps"),
         (HEAD + "variants: {a: {model: {vocab_size: 100}}}\n", "at least the tokenizer's 300"),
         (HEAD + "match: [flops]\n", "'tokens' or 'params'"),
+        (HEAD + "match: [tokens, tokens]\n", "each mode once"),
+        (HEAD.replace("version: 1", "version: true"), "allowed: 1"),
+        (HEAD + "variants: {a: {train: {num_steps: 60}}}\n", "the base's 3,840 tokens"),
+        (HEAD + "variants: {a: {train: {seq_len: 16}}}\n", "losses in windows of another length"),
+        (HEAD + "variants: {a: {train: {betas: [0.9, 1.0]}}}\n", "less than 1"),
+        (HEAD + "variants: {a: {model: {mlp: {expansion: big}}}}\n", "a fraction such as 8/3"),
+        (HEAD + "match: [params]\nvariants: {a: {model: {num_hidden_layers: 400}}}\n", "no MLP width can match"),
+        (HEAD + "seeds: {control: 201}\n", "less than or equal to 200"),
+        (HEAD + f"variants: {{a: {{train: {{lr: {'9' * 5000}}}}}}}\n", "plain values"),
+        (HEAD + "variants: " + "[" * 3000 + "\n", "nested too deep"),
         (HEAD + "match: [params]\nvariants: {a: {model: {mlp: {expansion: 2}}}}\n", "match: [tokens]"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {b: worse}\n", "one of a"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {a: wrose}\n", "'same', 'worse' or 'better'"),
@@ -207,6 +216,49 @@ def test_single_mistakes(project, text, says):
     found = problems(project, text)
     assert any(says in problem for problem in found), found
     assert all("bad.yaml:" in problem for problem in found)
+
+
+def test_a_variant_with_a_problem_is_no_unknown_variant(project):
+    found = problems(project, HEAD + "variants: {a: {modle: {}}}\nexpect: {a: worse}\n")
+    assert len(found) == 1
+    assert "did you mean 'model'" in found[0]
+
+
+def test_a_match_that_is_met_already_adds_no_arm(project):
+    edit(project, "variants:", "match: [tokens, params]\nvariants:")
+    assert list(keys(project)) == ["control", "again", "theta_100"]
+
+
+def test_an_experiment_s_seeds_win_over_its_base_s(project):
+    edit(project, "again: {expect: same}", "again: {expect: same, seeds: 5}", "experiments/base/micro.yaml")
+    assert len(keys(project)["again"]) == 5
+    edit(project, "base: micro", "base: micro\nseeds: {check: 4, control: 1}")
+    assert {arm: len(runs) for arm, runs in keys(project).items()} == {"control": 1, "again": 4, "theta_100": 2}
+    assert not load_plan(project / "experiments/micro_theta.yaml").screen
+
+
+def test_every_problem_of_a_base_has_its_line(project):
+    file = edit(
+        project,
+        "again: {expect: same}",
+        "control: {expect: same, model: {rotary: {tehta: 1.0}}}",
+        "experiments/base/micro.yaml",
+    )
+    edit(project, "tokens_per_step: 128", "tokens_per_step: 129", "experiments/base/micro.yaml")
+    edit(project, "text/validation-*.txt", "text/absent-*.txt", "experiments/base/micro.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_plan(file)
+    found = [str(problem) for problem in caught.value.problems]
+    assert len(found) == 4
+    lines = (project / "experiments/base/micro.yaml").read_text().splitlines()
+    for text, part in (
+        ("absent", "which matches no file"),
+        ("129", "a multiple of seq_len"),
+        ("tehta", "did you mean 'theta'"),
+        ("tehta", "the name 'control'"),
+    ):
+        (line,) = (i for i, written in enumerate(lines, start=1) if text in written)
+        assert any(f"micro.yaml:{line}: " in problem and part in problem for problem in found), (line, part, found)
 
 
 def test_a_broken_base_is_reported_with_its_own_lines(project):
