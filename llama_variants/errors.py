@@ -103,6 +103,8 @@ def _problem(cls: type[BaseModel], detail: Any) -> Problem:
     if detail["type"] == "missing":
         return Problem(path, "nothing", "a value: the key is required")
     allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        allowed = "a mapping with keys out of " + ", ".join(_fields_at(cls, path))
     return Problem(path, show(detail["input"]), allowed)
 
 

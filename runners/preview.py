@@ -108,15 +108,16 @@ def _matmul_flops_per_s(slots: Slots) -> float:
 
 
 def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:
-    """Seed sd of the metric: of the control's own runs when three or more are done, else as the base states it."""
+    """Seed sd of the metric: as the base states it, or that of three or more finished control runs where larger."""
     values = []
     for run in plan.arms[0].runs:
         folder = RunFolder(root, run.key)
         if folder.status.state == "FINISHED":
             values.append(folder.rows()[0][-1]["metrics"][plan.decide.metric])
-    if len(values) >= 3:
+    stated = plan.decide.sigma
+    if len(values) >= 3 and (stated is None or statistics.stdev(values) > stated):  # a few runs promise nothing better
         return statistics.stdev(values), f"{len(values)} control runs on this machine"
-    return plan.decide.sigma, plan.decide.sigma_source
+    return stated, plan.decide.sigma_source
 
 
 def _text(plan: Plan, record: dict[str, Any]) -> str:

@@ -48,7 +48,9 @@ class Mirror:
             experiment_id, tags = found.experiment_id, found.tags
             if found.lifecycle_stage == "deleted":  # in the UI, say; its runs come back with it
                 self.client.restore_experiment(experiment_id)
-        for key, value in design.to_tags().items():
+        # The kind has the UI open on runs and charts rather than on the traces of agents.
+        wanted = design.to_tags() | {"mlflow.experimentKind": "custom_model_development"}
+        for key, value in wanted.items():
             if tags.get(key) != value:
                 self.client.set_experiment_tag(experiment_id, key, value)
         return str(experiment_id)

@@ -176,8 +176,8 @@ HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "a valid dictionary"),
-        ("- 1\n", "dictionary"),
+        ("", "a mapping with keys out of"),
+        ("- 1\n", "a mapping with keys out of"),
         (HEAD.replace("base: micro", "base: mirco"), "did you mean 'micro'"),
         (HEAD.replace("version: 1", "version: 2"), "allowed: 1"),
         (HEAD.replace("name: bad", "name: a/b"), "pattern"),
