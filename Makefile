@@ -9,7 +9,7 @@ OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan ablation report ui test test-slow check lock clean
+.PHONY: help setup demo plan ablation report ui weights test test-slow check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -40,6 +40,9 @@ report: setup  ## the verdicts of EXP's finished runs
 ui: setup  ## the MLflow UI on 127.0.0.1, PORT=5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
 		--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+weights: setup  ## fetch SmolLM2-135M-Instruct's published weights into cache/
+	$(PY) -m runners weights
 
 test: setup  ## the fast tests
 	$(PY) -m pytest -m "not slow" $(ARGS)

@@ -7,6 +7,7 @@ from llama_variants.blocks.residual import LlamaDecoderLayer
 from llama_variants.blocks.rotary import LlamaRotaryEmbedding
 from llama_variants.config import ModelConfig
 from llama_variants.errors import ConfigError
+from llama_variants.hf import load_pretrained, save_pretrained
 from llama_variants.model import LlamaForCausalLM, LlamaModel, build_model
 
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "LlamaRotaryEmbedding",
     "ModelConfig",
     "build_model",
+    "load_pretrained",
+    "save_pretrained",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import PositiveInt, SerializeAsAny
 
-import llama_variants.blocks  # noqa: F401 (registers the blocks)
+from llama_variants import stock
 from llama_variants.errors import ConfigError, Path, Problem, StrictModel, check, closest, one_of, show
-from llama_variants.registry import FAMILIES, BlockConfig, Cost
+from llama_variants.registry import FAMILIES, LAYERED, BlockConfig, Cost
 
 PRESETS: dict[str, dict[str, Any]] = {
     # As pre-trained (context 2048, theta 10,000); the released checkpoint says 8192 and 100,000.
@@ -18,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 30,
         "vocab_size": 49_152,
         "max_position_embeddings": 2048,
+        "embedding": {"type": "plain"},
         "rotary": {"type": "rope", "theta": 10_000.0},
         "attention": {"type": "gqa", "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64},
         "mlp": {"type": "swiglu", "intermediate_size": 1536},
@@ -32,13 +34,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ModelConfig(StrictModel):
     """Every number of one model, grouped by block; field names are transformers' own.
 
-    Build it by :meth:`preset` or :meth:`from_dict`, vary it by :meth:`override`.
+    Build it by :meth:`preset`, :meth:`from_dict` or :meth:`of`, vary it by :meth:`override`. ``layers`` holds what
+    single layers do otherwise: a selection of layers (``0-3``, ``every 4``, ``0,5``) and a delta for each.
     """
 
     hidden_size: PositiveInt
     num_hidden_layers: PositiveInt
     vocab_size: PositiveInt
     max_position_embeddings: PositiveInt
+    embedding: SerializeAsAny[BlockConfig]
     rotary: SerializeAsAny[BlockConfig]
     attention: SerializeAsAny[BlockConfig]
     mlp: SerializeAsAny[BlockConfig]
@@ -46,6 +50,7 @@ class ModelConfig(StrictModel):
     residual: SerializeAsAny[BlockConfig]
     head: SerializeAsAny[BlockConfig]
     init: SerializeAsAny[BlockConfig]
+    layers: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
@@ -55,16 +60,37 @@ class ModelConfig(StrictModel):
         return cls.from_dict(PRESETS[name])
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """The validated configuration. Raises ConfigError with every problem of ``data``."""
+    def from_dict(cls, data: Any) -> ModelConfig:
+        """The validated configuration of a mapping. Raises ConfigError with every problem of ``data``."""
         config, problems = read(data)
         if problems:
             raise ConfigError(problems)
         assert config is not None
         return config
 
-    def override(self, delta: Mapping[str, Any]) -> ModelConfig:
-        """This configuration with ``delta`` merged in. Raises ConfigError with every problem of ``delta``.
+    @classmethod
+    def of(cls, config: Any) -> ModelConfig:
+        """What the public classes take as their ``config``: a ModelConfig, plain data, or a transformers config.
+
+        Args:
+            config: a ModelConfig; a mapping of its fields, or of a ``LlamaConfig``'s; a ``LlamaConfig``; or the
+                config of one of our own models.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        if isinstance(config, ModelConfig):
+            return config
+        if hasattr(config, "blocks"):  # of a LlamaVariantConfig
+            return cls.of(config.blocks)
+        if not isinstance(config, Mapping) and hasattr(config, "to_dict"):
+            config = config.to_dict()
+        if isinstance(config, Mapping) and ("num_attention_heads" in config or "model_type" in config):
+            return cls.from_dict(stock.from_llama(config))
+        return cls.from_dict(config)
+
+    def override(self, delta: Any) -> ModelConfig:
+        """This configuration with the mapping ``delta`` merged in. Raises ConfigError with every problem of ``delta``.
 
         Switching a block's ``type`` keeps the fields that the new type declares too and drops the rest; setting one
         of several ways to write a field (``expansion``, ``intermediate_size``) drops the other.
@@ -75,22 +101,46 @@ class ModelConfig(StrictModel):
         assert config is not None
         return config
 
+    def layer(self, index: int) -> ModelConfig:
+        """The configuration as layer ``index`` sees it: every selection that holds it merged in, in order."""
+        if not self.layers:
+            return self
+        config = self.model_copy(update={"layers": {}})
+        for selection, delta in self.layers.items():
+            if index in select(selection, self.num_hidden_layers):
+                config = config.override(delta)
+        return config
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as written: :meth:`from_dict` gives the same configuration back."""
-        return self._dump(lambda block: block.to_dict())
+        plain = self._dump(lambda block: block.to_dict())
+        return plain | ({"layers": self.layers} if self.layers else {})
 
     def resolved(self) -> dict[str, Any]:
         """Plain data in absolute form: equal for any two ways of writing the same model."""
-        return self._dump(lambda block: block.resolved(self))
+        plain = self._dump(lambda block: block.resolved(self))
+        deltas: list[tuple[dict[str, Any], list[int]]] = []  # each with its layers, in the order of their first
+        for index in range(self.num_hidden_layers) if self.layers else ():
+            config = self.layer(index)
+            blocks = {family: getattr(config, family).resolved(config) for family in LAYERED}
+            delta = {family: block for family, block in blocks.items() if block != plain[family]}
+            same = next((layers for other, layers in deltas if other == delta), None)
+            if delta and same is None:
+                deltas.append((delta, [index]))
+            elif same is not None:
+                same.append(index)
+        return plain | ({"layers": {",".join(map(str, at)): delta for delta, at in deltas}} if deltas else {})
 
     def _dump(self, dump: Any) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        fields = {name: getattr(self, name) for name in type(self).model_fields if name != "layers"}
         return {name: dump(value) if name in FAMILIES else value for name, value in fields.items()}
 
     @property
-    def semantics(self) -> dict[str, int]:
-        """Version of what each block computes; part of a run's identity."""
-        return {family: getattr(self, family).semantics for family in FAMILIES}
+    def semantics(self) -> dict[str, str]:
+        """Version of what each block in use computes; part of a run's identity."""
+        configs = [self, *(self.layer(i) for i in range(self.num_hidden_layers) if self.layers)]
+        used = {(family, getattr(config, family).type) for config in configs for family in FAMILIES}
+        return {f"{family}.{name}": FAMILIES[family].version(name) for family, name in sorted(used)}
 
     @property
     def attention_head_dim(self) -> int:
@@ -99,14 +149,21 @@ class ModelConfig(StrictModel):
 
     def costs(self, seq_len: int) -> dict[str, Cost]:
         """Cost by part, all layers together, forward, for one token of a window of ``seq_len``."""
-        layers = self.num_hidden_layers
+        parts = {"embedding": self.embedding.cost(self, seq_len)}
+        parts |= {part: Cost() for part in ("rotary", "attention", "mlp", "norm")}
+        for index in range(self.num_hidden_layers):
+            for part, cost in self.layer(index).layer_costs(seq_len).items():
+                parts[part] += cost
+        parts["norm"] += self.norm.cost(self, seq_len)
+        return parts | {"head": self.head.cost(self, seq_len)}
+
+    def layer_costs(self, seq_len: int) -> dict[str, Cost]:
+        """Cost by part of one layer with this configuration."""
         return {
-            "embedding": Cost(params=self.vocab_size * self.hidden_size),
-            "rotary": self.rotary.cost(self, seq_len) * layers,
-            "attention": self.attention.cost(self, seq_len) * layers,
-            "mlp": self.mlp.cost(self, seq_len) * layers,
-            "norm": self.residual.cost(self, seq_len) * layers + self.norm.cost(self, seq_len),
-            "head": self.head.cost(self, seq_len),
+            "rotary": self.rotary.cost(self, seq_len),
+            "attention": self.attention.cost(self, seq_len),
+            "mlp": self.mlp.cost(self, seq_len),
+            "norm": self.residual.cost(self, seq_len),  # the norms that it wires
         }
 
     def _cost(self, seq_len: int = 1) -> Cost:
@@ -123,15 +180,48 @@ class ModelConfig(StrictModel):
         costs = self.costs(1)
         return costs["embedding"].params + costs["head"].params
 
+    @property
+    def kv_cache_values_per_token(self) -> int:
+        """Numbers that generation keeps for each token: keys and values of all layers."""
+        return self._cost().kv_cache_values
+
     def flops_per_token(self, seq_len: int, *, causal: bool = True) -> int:
         """FLOPs of forward and backward for one token in a window of ``seq_len`` tokens.
 
         Matrix products only (a multiply-add is two), the head included, backward counted as twice forward.
-        ``causal`` halves the attention products, of which a causal model needs the lower triangle;
+        ``causal`` counts the attention products of visible pairs only, half of all for plain causal attention;
         ``causal=False`` is the PaLM convention (arXiv:2204.02311, appendix B) of published MFU figures.
         """
         cost = self._cost(seq_len)
-        return 3 * (cost.matmul_flops + cost.attention_flops // (2 if causal else 1))
+        return 3 * (cost.matmul_flops + (cost.causal_attention_flops if causal else cost.attention_flops))
+
+
+_PART = re.compile(r"(?:(?P<one>\d+)|(?P<low>\d+)-(?P<high>\d+)|every (?P<step>\d+)(?: from (?P<start>\d+))?)")
+_ALLOWED = "layers as 5, 0-3, every 4 (the 4th, 8th, …), every 4 from 0, or several of these with commas"
+
+
+def select(selection: str, num_layers: int) -> set[int]:
+    """Layers that ``selection`` names: ``5``, ``0-3`` (both ends), ``every 4`` (3, 7, 11, …), ``every 4 from 0``.
+
+    Raises ConfigError for any other text, and for layers that are not there.
+    """
+    chosen: set[int] = set()
+    for part in selection.split(","):
+        match = _PART.fullmatch(part.strip())
+        found = match.groupdict() if match else {}
+        if found.get("one"):
+            layers = range(int(found["one"]), int(found["one"]) + 1)
+        elif found.get("low"):
+            layers = range(int(found["low"]), int(found["high"]) + 1)
+        elif found.get("step") and int(found["step"]):
+            step = int(found["step"])
+            layers = range(int(found["start"] or step - 1), num_layers, step)
+        else:
+            raise ConfigError([Problem((), show(selection), _ALLOWED)])
+        if not layers or layers[-1] >= num_layers:
+            raise ConfigError([Problem((), show(selection), f"some of the layers 0 to {num_layers - 1}")])
+        chosen |= set(layers)
+    return chosen
 
 
 def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | None, list[Problem]]:
@@ -151,6 +241,9 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
                 parts[name] = block
             elif base is None:
                 parts[name] = None
+        elif name == "layers":
+            parts[name], found = _merge_layers(parts.get(name, {}), value)
+            problems += [problem.under((name,)) for problem in found]
         else:
             parts[name] = value
     unread = {name for name in FAMILIES if name in parts and parts[name] is None}
@@ -161,7 +254,50 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
     if config is not None:
         for family in FAMILIES:
             problems += [problem.under((family,)) for problem in getattr(config, family).problems(config)]
+        problems += [problem.under(("layers",)) for problem in _layer_problems(config)]
     return config, problems
+
+
+def _merge_layers(base: Mapping[str, Any], value: object) -> tuple[dict[str, Any], list[Problem]]:
+    """The base's deltas by layer with ``value``'s merged in, and what is wrong with the writing of these."""
+    if not isinstance(value, Mapping):
+        return dict(base), [Problem((), show(value), "a mapping of layers to what they do otherwise")]
+    merged, problems = dict(base), []
+    for key, delta in value.items():
+        selection = str(key)
+        if not isinstance(delta, Mapping):
+            problems.append(Problem((selection,), show(delta), "a mapping of blocks: " + ", ".join(LAYERED)))
+            continue
+        for family in delta.keys() - set(LAYERED):
+            problems.append(Problem((selection, family), f"the key {family!r}", one_of(str(family), LAYERED)))
+        kept = {family: block for family, block in delta.items() if family in LAYERED}
+        before = merged.get(selection, {})
+        for family, block in kept.items():
+            extends = isinstance(block, Mapping) and "type" not in block
+            kept[family] = {**before.get(family, {}), **block} if extends else block
+        merged[selection] = {**before, **kept}
+    return merged, problems
+
+
+def _layer_problems(config: ModelConfig) -> Iterator[Problem]:
+    """What is wrong with single layers, each problem once, under the selection that brings it."""
+    selected: dict[str, set[int]] = {}
+    for selection in config.layers:
+        try:
+            selected[selection] = select(selection, config.num_hidden_layers)
+        except ConfigError as error:
+            yield from (problem.under((selection,)) for problem in error.problems)
+    plain = config.model_copy(update={"layers": {}})
+    seen: set[tuple[str, ...]] = set()
+    for index in range(config.num_hidden_layers):
+        chain = tuple(selection for selection, layers in selected.items() if index in layers)
+        layer = plain
+        for end, selection in enumerate(chain, start=1):
+            merged, problems = read(config.layers[selection], base=layer)
+            if chain[:end] not in seen:
+                seen.add(chain[:end])
+                yield from (problem.under((selection,)) for problem in problems)
+            layer = merged or layer
 
 
 def _read_block(family: str, value: Any, base: BlockConfig | None) -> tuple[BlockConfig | None, list[Problem]]:

@@ -61,7 +61,7 @@ def one_of(name: str, available: Iterable[str]) -> str:
     names = list(available)
     meant = closest(name, names)
     hint = f"did you mean {meant!r}? " if meant else ""
-    return hint + "one of " + ", ".join(names)
+    return hint + "one of " + ", ".join(names) if names else "nothing"
 
 
 class StrictModel(BaseModel):
@@ -120,7 +120,8 @@ def _fields_at(cls: type[BaseModel], path: Path) -> list[str]:
                 m for m in found if "type" in m.model_fields and part in get_args(m.model_fields["type"].annotation)
             ]
             found = tagged or found
-    return sorted({name for model in found for name in model.model_fields})
+    names = {name for model in found for name in model.model_fields}
+    return sorted(names | {"type" for model in found if isinstance(getattr(model, "type", None), str)})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

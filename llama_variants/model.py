@@ -1,36 +1,46 @@
 """The model: a 135M Llama put together from registered blocks. Reads from top to bottom.
 
-Axes: b batch, t time, d model width, v vocabulary. Parameter names are those of transformers' Llama, so that weights
-travel both ways by name.
+Axes: b batch, t time, s time of the keys (t and what a cache holds), d model width, v vocabulary. Parameter names are
+those of transformers' Llama, so that weights travel both ways by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import DynamicCache, GenerationMixin, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from llama_variants import stock
+from llama_variants.blocks.attention import visible
 from llama_variants.config import ModelConfig
-from llama_variants.registry import HEAD, INIT, NORM, RESIDUAL, ROTARY
+from llama_variants.registry import EMBEDDING, HEAD, INIT, NORM, RESIDUAL, ROTARY
 
 IGNORED = -100
 """Label of a position that is not predicted, as everywhere in transformers."""
 
 
 class LlamaVariantConfig(PreTrainedConfig):
-    """A transformers config around a frozen :class:`ModelConfig`, kept as plain data in ``variant``."""
+    """A transformers config around a frozen :class:`ModelConfig`, kept as plain data in ``variant``.
+
+    Args:
+        variant: fields of a ModelConfig; SmolLM2-135M without it.
+        seed: of the initial values.
+        kwargs: token ids, and whatever else any transformers config has.
+    """
 
     model_type = "llama_variant"
 
     def __init__(self, variant: Mapping[str, Any] | None = None, seed: int = 0, **kwargs: Any) -> None:
         blocks = ModelConfig.from_dict(variant) if variant is not None else ModelConfig.preset("smollm2-135m")
         self.variant = blocks.to_dict()
-        self.seed = seed  # of the initial values
+        self.seed = seed
         # What transformers' own code reads from any config.
         self.vocab_size = blocks.vocab_size
         self.hidden_size = blocks.hidden_size
@@ -39,47 +49,117 @@ class LlamaVariantConfig(PreTrainedConfig):
         kwargs["tie_word_embeddings"] = blocks.head.tied  # type: ignore[attr-defined]
         super().__init__(**kwargs)
 
+    @classmethod
+    def of(cls, config: Any, seed: int = 0) -> LlamaVariantConfig:
+        """``config`` itself, or one around whatever :meth:`ModelConfig.of` takes; token ids come along."""
+        if isinstance(config, cls):
+            return config
+        kept = {name: value for name in _KEPT if (value := getattr(config, name, None)) is not None}
+        return cls(variant=ModelConfig.of(config).to_dict(), seed=seed, **kept)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> LlamaVariantConfig:
+        """From the content of a config.json, ours or a stock Llama's."""
+        if config_dict.get("model_type") == LlamaConfig.model_type:
+            config_dict = cls.of(LlamaConfig.from_dict(config_dict)).to_dict()
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def blocks(self) -> ModelConfig:
-        """The validated configuration."""
-        return ModelConfig.from_dict(self.variant)
+        """The validated configuration; the vocabulary may have been resized since."""
+        return ModelConfig.from_dict({**self.variant, "vocab_size": self.vocab_size})
+
+    def to_llama(self) -> LlamaConfig | None:
+        """The stock configuration that computes the same; None where there is none."""
+        fields = stock.to_llama(self.blocks.resolved())
+        kept: dict[str, Any] = {name: getattr(self, name, None) for name in _KEPT}
+        return LlamaConfig(**fields, **kept) if fields else None
+
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
 
 
 class LlamaModel(nn.Module):
-    """Embedding, decoder layers and final norm: token ids (b, t) → hidden states (b, t, d)."""
+    """Embedding, decoder layers and final norm: token ids (b, t) → hidden states (b, t, d).
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: a ModelConfig, plain data or a transformers LlamaConfig.
+    """
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary_emb = ROTARY[config.rotary.type].from_config(config.rotary, config.attention_head_dim)
-        layer = RESIDUAL[config.residual.type]
-        self.layers = nn.ModuleList(layer(config, i, rotary=self.rotary_emb) for i in range(config.num_hidden_layers))
+        config = ModelConfig.of(config)
+        self.embed_tokens = EMBEDDING[config.embedding.type](config)
+        self.layers = nn.ModuleList()
+        rotaries: dict[Any, nn.Module] = {}  # one for each distinct encoding, shared by the layers that have it
+        for index in range(config.num_hidden_layers):
+            layer = config.layer(index)
+            rotary = rotaries.setdefault((layer.rotary, layer.attention_head_dim), _rotary(layer))
+            self.layers.append(RESIDUAL[layer.residual.type](layer, index, rotary=rotary))
         self.norm = NORM[config.norm.type].from_config(config.norm, config.hidden_size)
+        self.rotary_emb = rotaries.get((config.rotary, config.attention_head_dim)) or _rotary(config)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """``input_ids`` (b, t) → hidden states (b, t, d) after the final norm."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]  # (1, t)
-        rotation = self.rotary_emb.rotation(positions)
-        x = self.embed_tokens(input_ids)  # (b, t, d)
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "#b t"] | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Float[Tensor, "b t d"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Hidden states (b, t, d) after the final norm; arguments as for :meth:`LlamaForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, d)
+        time, past = x.shape[1], past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(past, past + time, device=x.device)[None]  # (1, t)
+        padding = _padding(attention_mask, past + time)
+        rotations: dict[nn.Module, Any] = {}
+        masks: dict[int | None, Tensor | None] = {}
         for layer in self.layers:
-            x = layer(x, rotation)
+            attention: Any = layer.self_attn
+            rotary, window = attention.rotary, attention.window
+            if rotary not in rotations:
+                rotations[rotary] = rotary.rotation(position_ids)
+            if window not in masks:
+                masks[window] = visible(time, past, window, padding, x.device)
+            x = layer(x, rotations[rotary], masks[window], past_key_values)
         return self.norm(x)
 
 
-class LlamaForCausalLM(PreTrainedModel):
-    """A language model with next-token loss; a transformers PreTrainedModel.
+def _rotary(config: ModelConfig) -> nn.Module:
+    return ROTARY[config.rotary.type].from_config(config.rotary, config.attention_head_dim)
+
+
+def _padding(attention_mask: Tensor | None, total: int) -> Bool[Tensor, "b s"] | None:
+    """The mask as booleans (b, s); None where nothing is padding, which saves the attention a mask."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2 or attention_mask.shape[1] != total:
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask must be (batch, {total}): 1 for tokens, 0 for padding; received {shape}")
+    kept = attention_mask.bool()
+    return None if bool(kept.all()) else kept
+
+
+class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
+    """A language model with next-token loss; a transformers PreTrainedModel that generates.
 
     Args:
-        config: a :class:`LlamaVariantConfig`; :func:`build_model` makes one from a ModelConfig.
+        config: a ModelConfig, plain data, a transformers LlamaConfig or a :class:`LlamaVariantConfig`.
     """
 
     config_class = LlamaVariantConfig
     base_model_prefix = "model"
+    main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _no_split_modules = ["LlamaDecoderLayer"]
+    _supports_sdpa = True
 
-    def __init__(self, config: LlamaVariantConfig) -> None:
-        super().__init__(config)
-        blocks = config.blocks
+    def __init__(self, config: Any) -> None:
+        super().__init__(LlamaVariantConfig.of(config))
+        blocks = self.config.blocks
         self.model = LlamaModel(blocks)
         self.lm_head = HEAD[blocks.head.type](blocks)
         self.post_init()
@@ -87,7 +167,7 @@ class LlamaForCausalLM(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Draw every parameter by its name (see `blocks/init.py`), in place of transformers' per-module hook."""
         blocks = self.config.blocks
-        scheme = INIT[blocks.init.type](blocks.init)
+        scheme = INIT[blocks.init.type](blocks)
         for prefix, module in self.named_modules():
             own = list(module.parameters(recurse=False))
             tied = module is self.lm_head and blocks.head.tied
@@ -95,27 +175,72 @@ class LlamaForCausalLM(PreTrainedModel):
                 continue  # shares the embedding's values, has no storage yet, or was read from a checkpoint
             scheme.fill(module, f"{prefix}." if prefix else "", self.config.seed)
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutput:
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Take over a (resized) weight; the head itself stays, with whatever else it does to logits."""
+        assert isinstance(self.lm_head, nn.Linear)
+        assert isinstance(new_embeddings, nn.Linear)
+        self.lm_head.weight = new_embeddings.weight
+        self.lm_head.out_features = new_embeddings.weight.shape[0]
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "#b t"] | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Float[Tensor, "b t d"] | None = None,
+        labels: Int[Tensor, "b t"] | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, and the mean next-token loss where labels are given.
 
         Args:
             input_ids: token ids (b, t).
+            attention_mask: (b, s), 0 where a key is padding. Without it nothing is.
+            position_ids: (1 or b, t); counted from the cache's end when None.
+            past_key_values: a transformers Cache with the keys and values of earlier positions.
+            inputs_embeds: (b, t, d) instead of ``input_ids``.
             labels: token ids (b, t), not shifted; position i is predicted from positions before it; -100 is ignored.
+            use_cache: give back a cache; a new one where none is given.
+            logits_to_keep: compute logits for the last so many positions only; all of them at 0.
+            return_dict: False gives a tuple.
 
         Returns:
-            ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None.
+            ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None; and, where it is
+            used, the cache as ``past_key_values``.
+
+        Raises:
+            ValueError: for both or neither of ``input_ids`` and ``inputs_embeds``, and for a mask of another shape.
         """
-        logits = self.lm_head(self.model(input_ids))
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        x = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        logits = self.lm_head(x[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             # The labels are shifted, not the logits: cutting the last position off would copy all of them.
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
-        return CausalLMOutput(loss=loss, logits=logits)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values if use_cache else None)
+        return out if return_dict else out.to_tuple()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write safetensors and config.json; as a stock Llama where one computes the same, so that anyone can load it.
+
+        Other variants load through transformers' Auto classes once ``llama_variants`` is imported.
+        """
+        own = self.config
+        try:
+            self.config = own.to_llama() or own
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = own
 
 
 def build_model(
-    config: ModelConfig,
+    config: Any,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -124,10 +249,11 @@ def build_model(
     """A new model with values drawn by (seed, parameter name), the same on every device.
 
     Built on the meta device and filled once, so that nothing is drawn twice and no global generator advances.
-    ``device="meta"`` gives shapes without storage.
+    ``device="meta"`` gives shapes without storage. ``config`` is whatever :meth:`ModelConfig.of` takes.
     """
+    config = LlamaVariantConfig(variant=ModelConfig.of(config).to_dict(), seed=seed)
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaVariantConfig(variant=config.to_dict(), seed=seed))
+        model = LlamaForCausalLM(config)
     if torch.device(device).type != "meta":
         model.to_empty(device="cpu")
         model.tie_weights()  # to_empty gave the head storage of its own

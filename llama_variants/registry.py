@@ -11,9 +11,13 @@ The name is what a YAML's ``type`` says. Nothing is found by scanning folders.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import nn
@@ -30,23 +34,23 @@ T = TypeVar("T")
 class Cost:
     """What one block costs: parameters, and forward FLOPs per token (a multiply-add is two).
 
-    ``attention_flops`` are those of the score and value products with every position visible; a causal model
-    needs half of them. Norms, activations and rotations are not counted, as in every published MFU figure.
+    ``attention_flops`` are those of the score and value products with every position visible, which is what an
+    unfused kernel computes; ``causal_attention_flops`` those of the pairs that the mask leaves. Norms, activations
+    and rotations are not counted, as in every published MFU figure. ``kv_cache_values``: numbers kept for each token
+    during generation.
     """
 
     params: int = 0
     matmul_flops: int = 0
     attention_flops: int = 0
+    causal_attention_flops: int = 0
+    kv_cache_values: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.params + other.params,
-            self.matmul_flops + other.matmul_flops,
-            self.attention_flops + other.attention_flops,
-        )
+        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, count: int) -> Cost:
-        return Cost(self.params * count, self.matmul_flops * count, self.attention_flops * count)
+        return Cost(*(value * count for value in astuple(self)))
 
     @classmethod
     def linear(cls, size_in: int, size_out: int) -> Cost:
@@ -64,7 +68,11 @@ class BlockConfig(StrictModel):
     """Raised whenever the block computes something else from the same fields: old runs then no longer count."""
 
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
-    """Groups of fields that say the same thing in different ways; at most one of each is set."""
+    """Groups of fields that say the same thing in different ways; exactly one of each is set."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Fields to try the block with in the control's place, where it demands some that the control lacks: the tests
+    build it so, and the table of blocks shows it so."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as written, with ``type`` first."""
@@ -91,12 +99,26 @@ class BlockConfig(StrictModel):
         raise NotImplementedError
 
 
+class FreeConfig(BlockConfig):
+    """The fields of a block without parameters or matrix products."""
+
+    def cost(self, model: ModelConfig, seq_len: int) -> Cost:
+        """Nothing."""
+        return Cost()
+
+
+def residual_output(projection: nn.Linear) -> nn.Linear:
+    """Mark a block's last projection, which writes to the residual stream: some init schemes make it smaller."""
+    projection.residual_output = True  # type: ignore[assignment]
+    return projection
+
+
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered class and the place in the source where it was registered."""
+    """A registered class, and a digest of the file it stands in unless that is ours."""
 
     cls: type[T]
-    place: str
+    digest: str
 
 
 class Registry(Generic[T]):
@@ -111,24 +133,22 @@ class Registry(Generic[T]):
         """Class decorator that enters a block under ``name``.
 
         Raises TypeError for a class of the wrong base or without a Config of its own, and ValueError for a name
-        that is taken; both name the places.
+        that is taken (both places are named) or that is not lower-case letters, digits and underscores.
         """
 
-        caller = sys._getframe(1)
-        place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-
         def enter(cls: type[T]) -> type[T]:
+            what = f"{self.family} block {name!r}"
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"{_place(cls)}: {what}: a name has lower-case letters, digits and underscores")
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
-                raise TypeError(f"{place}: {self.family} block {name!r} must derive from {self.base.__name__}")
+                raise TypeError(f"{_place(cls)}: {what} must derive from {self.base.__name__}")
             config = vars(cls).get("Config")
             if not (isinstance(config, type) and issubclass(config, BlockConfig)):
-                raise TypeError(f"{place}: {self.family} block {name!r} needs a Config(BlockConfig) of its own")
+                raise TypeError(f"{_place(cls)}: {what} needs a Config(BlockConfig) of its own")
             if name in self._entries:
-                raise ValueError(
-                    f"{self.family} block {name!r} is registered twice: {self._entries[name].place} and {place}"
-                )
+                raise ValueError(f"{what} is registered twice: {_place(self._entries[name].cls)} and {_place(cls)}")
             config.type = name
-            self._entries[name] = Entry(cls, place)
+            self._entries[name] = Entry(cls, _digest(cls))
             return cls
 
         return enter
@@ -142,6 +162,13 @@ class Registry(Generic[T]):
         """The Config of the block called ``name``. Raises ConfigError with the nearest valid name."""
         return self[name].Config  # type: ignore[attr-defined]
 
+    def version(self, name: str) -> str:
+        """What a run's identity says of a block: its ``semantics``, and for a plugin's block a digest of its file.
+
+        A block of ours that comes to compute something else raises ``semantics``; of a plugin nobody can demand that.
+        """
+        return "-".join(filter(None, (str(self.config_class(name).semantics), self._entries[name].digest)))
+
     def __getitem__(self, name: str) -> type[T]:
         if not isinstance(name, str) or name not in self._entries:
             raise ConfigError([Problem(("type",), show(name), one_of(str(name), self.names))])
@@ -151,15 +178,34 @@ class Registry(Generic[T]):
         return name in self._entries
 
 
+def _place(cls: Any) -> str:
+    """Where a class stands, as file:line."""
+    try:
+        return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
+    except (OSError, TypeError):  # made on the fly, or typed at a prompt
+        return f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
+
+
+def _digest(cls: Any) -> str:
+    """Of the file that defines ``cls``; empty for this package's own, whose blocks carry ``semantics``."""
+    if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return ""
+    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "no file"
+
+
 # Any: each family asks more of its members than their base class says, which the tests see to.
+EMBEDDING: Registry[Any] = Registry("embedding", nn.Embedding)
 ROTARY: Registry[Any] = Registry("rotary", nn.Module)
 ATTENTION: Registry[Any] = Registry("attention", nn.Module)
 MLP: Registry[Any] = Registry("mlp", nn.Module)
 NORM: Registry[Any] = Registry("norm", nn.Module)
 RESIDUAL: Registry[Any] = Registry("residual", nn.Module)
-HEAD: Registry[Any] = Registry("head", nn.Module)
+HEAD: Registry[Any] = Registry("head", nn.Linear)
 INIT: Registry[Any] = Registry("init", object)
 
 FAMILIES: Mapping[str, Registry[Any]] = {
-    registry.family: registry for registry in (ROTARY, ATTENTION, MLP, NORM, RESIDUAL, HEAD, INIT)
+    registry.family: registry for registry in (EMBEDDING, ROTARY, ATTENTION, MLP, NORM, RESIDUAL, HEAD, INIT)
 }
+LAYERED = ("rotary", "attention", "mlp", "norm", "residual")
+"""Families whose block may differ between layers."""

@@ -73,6 +73,22 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(jobs=None)
     report = verb("report", _report, "print the verdicts of what has run and write the report")
     report.add_argument("--json", action="store_true", help="print the table as JSON")
+    doctor = verbs.add_parser("doctor", help="show what a model is made of and what it costs")
+    doctor.description = "Show what a model is made of, layer by layer, and what it costs."
+    doctor.add_argument("--model", default="smollm2-135m", help="a base, its YAML, or a folder of saved weights")
+    doctor.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. head.type=untied")
+    doctor.add_argument("--seq-len", type=_positive, help="window in tokens for FLOPs; the model's whole context")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(verb=_doctor)
+    blocks = verbs.add_parser("blocks", help="list the registered blocks", description="List the registered blocks.")
+    form = blocks.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print the page that lies beside the blocks")
+    blocks.set_defaults(verb=_blocks)
+    weights = verbs.add_parser("weights", help="fetch the published weights that a base's tokenizer comes with")
+    weights.description = "Fetch the GGUF file that a base's tokenizer comes out of, and print where it is."
+    weights.add_argument("--base", default="smollm2-135m", help="the base")
+    weights.set_defaults(verb=_weights)
     return parser
 
 
@@ -169,6 +185,43 @@ def _report(options: argparse.Namespace) -> int:
         allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
         raise ConfigError([Problem((), f"nothing to report: no run of {plan.name} on {plan.base}", allowed)])
     _print_report(plan, options.json)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from llama_variants.summary import summary, summary_text
+    from runners.doctor import load_model, parse_settings
+
+    config = load_model(options.model).override(parse_settings(options.set))
+    print(
+        json.dumps(summary(config, options.seq_len), indent=1)
+        if options.json
+        else summary_text(config, options.seq_len)
+    )
+    return 0
+
+
+def _blocks(options: argparse.Namespace) -> int:
+    from llama_variants.summary import blocks_markdown, blocks_table, blocks_text
+
+    if options.json:
+        print(json.dumps(blocks_table(), indent=1))
+    else:
+        print((blocks_markdown() if options.markdown else blocks_text()).rstrip("\n"))
+    return 0
+
+
+def _weights(options: argparse.Namespace) -> int:
+    from runners.data import DataError
+    from runners.data.weights import fetch_weights
+    from runners.experiment import find_base, load_base
+
+    base, _ = load_base(find_base(options.base))
+    try:
+        print(fetch_weights(base.data, CACHE))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -7,7 +7,11 @@ the control with its delta merged in, and nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -16,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Stri
 
 from analysis import schema
 from analysis.schema import Expectation, Role
-from llama_variants import ConfigError, ModelConfig
+from llama_variants import ConfigError, ModelConfig, build_model
 from llama_variants.config import flatten, read
 from llama_variants.errors import Problem, StrictModel, check, one_of
 from runners import strict_yaml
@@ -24,10 +28,13 @@ from runners.data import DataConfig
 from runners.recipe import EvalConfig, Recipe, TrainConfig, run_key
 
 CONTROL = "control"
+MLP_WIDTH = {"intermediate_size", "expansion"}  # the ways to write what `match: [params]` solves for
 MAX_SEEDS = 200  # of an arm; their run keys go into one tag of the tracking store
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Count = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Mode = Literal["tokens", "params"]
+Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
+"""Modules with blocks of one's own: installed, on the path, or beside the file that names them."""
 
 
 def _version(value: object) -> object:
@@ -85,6 +92,7 @@ class BaseFile(StrictModel):
     decide: Decide
     seeds: Seeds
     checks: dict[Name, CheckDelta] = {}
+    plugins: Plugins = ()
 
 
 class ExperimentFile(StrictModel):
@@ -98,6 +106,7 @@ class ExperimentFile(StrictModel):
     match: Annotated[tuple[Mode, ...], Strict(False), Field(min_length=1), AfterValidator(_each_once)] = ("tokens",)
     variants: dict[Name, Delta] = {}
     expect: dict[str, Expectation] = {}
+    plugins: Plugins = ()
     source: str = ""
 
 
@@ -191,7 +200,14 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     base_name = base or (head.base if head else None)
     if base_name is None:  # nothing to hold the variants against
         raise _error(document, problems)
-    base_file, control = load_base(_find_base(file, base_name, document))
+    try:
+        base_path = find_base(base_name, file.parent / "base")
+    except ConfigError as error:
+        raise _error(document, list(error.problems)) from None
+    base_file, control = load_base(base_path)
+    plugins = head.plugins if head else ()
+    problems += _import_plugins(plugins, file.parent)
+    control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
     variants = document.data.get("variants") if isinstance(document.data, dict) else None
     builder = _ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds)
     arms = [builder.control(), *builder.checks()]
@@ -224,6 +240,7 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     document = strict_yaml.load(file)
     head, problems = check(BaseFile, document.data)
     problems = document.problems + problems
+    problems += _import_plugins(head.plugins if head else (), file.parent)
     raw = document.data.get("model") if isinstance(document.data, dict) else None
     model, found = read(raw) if raw is not None else (None, [])
     problems += [problem.under(("model",)) for problem in found]
@@ -234,7 +251,7 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
         except ConfigError as error:
             problems += error.problems
     if head and model:
-        recipe = Recipe(model, head.data, head.train, head.eval)
+        recipe = Recipe(model, head.data, head.train, head.eval, head.plugins)
         problems += list(recipe.problems())
         for name, delta in head.checks.items():
             _, found = merge(recipe, delta)
@@ -246,20 +263,40 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     raise _error(document, problems)
 
 
+def _import_plugins(names: Sequence[str], folder: FilePath) -> list[Problem]:
+    """Import modules that register blocks; worker processes inherit the path and import them by name."""
+    if names and str(folder.resolve()) not in sys.path:
+        sys.path.append(str(folder.resolve()))  # last: a file beside an experiment hides nothing that is installed
+    problems = []
+    for i, name in enumerate(names):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module of somebody else's may raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            received = f"{name!r}, which raises {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            problems.append(
+                Problem(("plugins", i), received, "a module that can be imported, or lies beside this file")
+            )
+    return problems
+
+
 def _error(document: strict_yaml.Document, problems: list[Problem]) -> ConfigError:
     located = sorted(dict.fromkeys(map(document.locate, problems)), key=lambda p: int(p.where.rpartition(":")[2]))
     count = f"{len(located)} problem{'s' if len(located) != 1 else ''}"
     return ConfigError(located, title=f"{document.file}: {count}, nothing was run")
 
 
-def _find_base(file: FilePath, name: str, document: strict_yaml.Document) -> FilePath:
-    """The base's file: beside the experiment, or in experiments/base of the current folder."""
-    folders = [file.parent / "base", FilePath("experiments/base")]
+def find_base(name: str, beside: FilePath | None = None) -> FilePath:
+    """The base's file: in ``beside``, or in experiments/base of the current folder.
+
+    Raises ConfigError when neither holds it.
+    """
+    folders = [*([beside] if beside else []), FilePath("experiments/base")]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
-    raise _error(document, [Problem(("base",), f"unknown base {name!r}", one_of(name, known))])
+    raise ConfigError([Problem(("base",), f"unknown base {name!r}", one_of(name, known))])
 
 
 def _salvage(raw: object) -> Delta:
@@ -279,7 +316,16 @@ def merge(base: Recipe, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
     if model is None or train is None:
         return None, problems
     recipe = replace(base, model=model, train=train)
-    return recipe, problems + list(recipe.problems())
+    problems += list(recipe.problems())
+    if not problems and recipe.plugins and recipe.num_params != _built_params(model):
+        received = f"{recipe.num_params:,} parameters by its blocks' cost()"
+        allowed = f"the {_built_params(model):,} of the model that is built: a plugin's cost() is wrong"
+        problems.append(Problem(("model",), received, allowed))
+    return recipe, problems
+
+
+def _built_params(model: ModelConfig) -> int:
+    return sum(parameter.numel() for parameter in build_model(model, device="meta").parameters())
 
 
 class _ArmBuilder:
@@ -321,13 +367,10 @@ class _ArmBuilder:
             return self._arm(name, "variant", recipe, expect, (), delta.seeds), []
         if recipe.num_params == self.recipe.num_params:
             return None, []  # matched as it is: the same arm a second time would only widen the family
-        model = None if "mlp" in delta.model else match_params(recipe.model, self.recipe.model.num_params)
+        sets_width = bool(MLP_WIDTH & delta.model.get("mlp", {}).keys())
+        model = None if sets_width else match_params(recipe.model, self.recipe.model.num_params)
         if model is None:
-            why = (
-                "a variant that sets the MLP width itself"
-                if "mlp" in delta.model
-                else "one that no MLP width can match"
-            )
+            why = "a variant that sets the MLP width itself" if sets_width else "one that no MLP width can match"
             return None, [Problem(("model",), why, "match: [tokens] for such a variant")]
         solved = ("model.mlp.intermediate_size",)
         return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, delta.seeds), []
@@ -369,18 +412,33 @@ def seed_of(arm: str, index: int) -> int:
 
 
 def difference(control: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Every path whose value differs, with both values (None where a side has no such field)."""
+    """Every path whose value differs, with both values (None where a side has no such field).
+
+    A single layer's value is held against the control's of that layer or, where it has none apart, of all layers.
+    """
     left, right = flatten(control.resolved()), flatten(other.resolved())
     paths = [*left, *(path for path in right if path not in left)]
-    return {path: (left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)}
+    pairs = {path: (left.get(path, left.get(_LAYERS.sub("model.", path))), right.get(path)) for path in paths}
+    return {path: (old, new) for path, (old, new) in pairs.items() if old != new}
 
 
-def match_params(model: ModelConfig, num_params: int, multiple_of: int = 8) -> ModelConfig | None:
+_LAYERS = re.compile(r"^model\.layers\.[\d,]+\.")
+
+
+def match_params(model: ModelConfig, num_params: int) -> ModelConfig | None:
     """``model`` with the MLP width that brings it nearest to ``num_params``; None if no positive width does.
 
-    Widths are multiples of 8, which matrix units want. Parameters are linear in the width, so two points give the line.
+    Widths are multiples of the MLP's own ``multiple_of``, or of 8, which matrix units want. Parameters are linear in
+    the width, so two points give the line.
     """
-    at = [model.override({"mlp": {"intermediate_size": width}}).num_params for width in (8, 16)]
-    slope = (at[1] - at[0]) / 8
-    width = round((num_params - at[0]) / slope / multiple_of) * multiple_of + 8
-    return model.override({"mlp": {"intermediate_size": width}}) if width > 0 else None
+    step = getattr(model.mlp, "multiple_of", None) or 8
+
+    def at(width: int) -> ModelConfig:
+        return model.override({"mlp": {"intermediate_size": width}})
+
+    try:
+        first, second = at(step).num_params, at(2 * step).num_params
+    except ConfigError:  # a block without a width
+        return None
+    width = (round((num_params - first) / (second - first)) + 1) * step
+    return at(width) if width > 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -75,10 +76,12 @@ class Recipe:
     data: DataConfig
     train: TrainConfig
     eval: EvalConfig
+    plugins: tuple[str, ...] = ()  # modules to import before the model's blocks are known
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :meth:`from_dict` reads; this is what a run folder keeps as config.yaml."""
-        return {
+        plugins = {"plugins": list(self.plugins)} if self.plugins else {}
+        return plugins | {
             "model": self.model.to_dict(),
             "data": self.data.model_dump(mode="json", exclude_none=True),
             "train": self.train.model_dump(mode="json"),
@@ -87,17 +90,24 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """The recipe that :meth:`to_dict` wrote."""
+        """The recipe that :meth:`to_dict` wrote. Imports its plugins."""
+        plugins = tuple(data.get("plugins", ()))
+        for plugin in plugins:
+            importlib.import_module(plugin)
         return cls(
             model=ModelConfig.from_dict(data["model"]),
             data=DataConfig.model_validate(data["data"]),
             train=TrainConfig.model_validate(data["train"]),
             eval=EvalConfig.model_validate(data["eval"]),
+            plugins=plugins,
         )
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data in absolute form: equal for any two ways of writing the same recipe."""
-        return self.to_dict() | {"model": self.model.resolved()}
+        """Plain data in absolute form: equal for any two ways of writing the same recipe.
+
+        Without the plugins: what counts is which of their blocks a model uses, and these answer for themselves.
+        """
+        return replace(self, plugins=()).to_dict() | {"model": self.model.resolved()}
 
     def identity(self) -> dict[str, Any]:
         """All that bears on the result but the seed: the absolute form, the data's pins, and what the code computes.

@@ -41,15 +41,29 @@ class Document:
 
 def load(file: FilePath) -> Document:
     """Read one file. Raises ConfigError when it cannot be read as YAML at all."""
-    document = Document(str(file))
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError([Problem((), f"{file} ({error.strerror})", "a YAML file that can be read")]) from None
     except UnicodeDecodeError:
         raise ConfigError([Problem((), f"{file}, which is not UTF-8", "a YAML file in UTF-8")]) from None
+    return _read(text, str(file))
+
+
+def parse(text: str, name: str) -> Any:
+    """Plain data of a few words of YAML. Raises ConfigError, with ``name`` as the place, for all that is wrong."""
+    document = _read(text, name)
+    if document.problems:
+        raise ConfigError(map(document.locate, document.problems))
+    return document.data
+
+
+def _read(text: str, file: str) -> Document:
+    document = Document(file)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
-        raise ConfigError([Problem((), "values nested too deep", "plain values", str(file))]) from None
+        raise ConfigError([Problem((), "values nested too deep", "plain values", file)]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
@@ -61,7 +75,7 @@ def load(file: FilePath) -> Document:
         except (RecursionError, ValueError) as error:  # int() refuses thousands of digits
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError([Problem((), "values too deep or too long", "plain values", str(file))]) from None
+            raise ConfigError([Problem((), "values too deep or too long", "plain values", file)]) from None
     return document
 
 

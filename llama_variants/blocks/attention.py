@@ -1,27 +1,58 @@
-"""Causal self-attention with its head grouping.
+"""Causal self-attention: head groupings, and what can be added to them.
 
-Axes: b batch, t time, d model width, h query heads, g key/value heads, k size of a head.
+Axes: b batch, t time (of the queries), s time of the keys (t and what a cache holds), d model width, h query heads,
+g key/value heads, k size of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from fractions import Fraction
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
-from llama_variants.registry import ATTENTION, ROTARY, BlockConfig, Cost
+from llama_variants.registry import ATTENTION, NORM, ROTARY, BlockConfig, Cost, residual_output
+from llama_variants.types import Ratio, to_fraction
 
-if TYPE_CHECKING:
-    from llama_variants.config import ModelConfig
+
+def visible(
+    time: int, past: int, window: int | None, padding: Bool[Tensor, "b s"] | None, device: torch.device
+) -> Bool[Tensor, "#b 1 t s"] | None:
+    """Which keys each query sees; None where that is every earlier one, which needs no mask.
+
+    Args:
+        time: t, the number of queries; they are the last t of s = past + t positions.
+        past: keys in the cache.
+        window: how many keys a query sees, itself included; all earlier ones when None.
+        padding: False where a key is padding.
+        device: where the mask is made.
+    """
+    total = past + time
+    if window is not None and window >= total:
+        window = None
+    if padding is None and window is None and (past == 0 or time == 1):
+        return None
+    key = torch.arange(total, device=device)
+    query = key[past:, None]  # (t, 1)
+    mask = key <= query  # (t, s)
+    if window is not None:
+        mask &= key > query - window
+    mask = mask[None, None]  # (1, 1, t, s)
+    if padding is not None:
+        # A query that is padding itself sees itself: a row without any key would be not-a-number in some kernels.
+        mask = mask & padding[:, None, None, :] | (key == query)
+    return mask
 
 
 class AttentionConfig(BlockConfig):
-    """What every grouping declares: ``num_attention_heads`` (h) and ``head_dim`` (k)."""
+    """What every attention declares: ``num_attention_heads`` (h) and ``head_dim`` (k)."""
 
     num_attention_heads: PositiveInt
     head_dim: PositiveInt
@@ -30,6 +61,10 @@ class AttentionConfig(BlockConfig):
     def kv_heads(self) -> int:
         """g, the number of key/value heads."""
         raise NotImplementedError
+
+    def window(self, model: ModelConfig) -> int | None:
+        """How many keys a query sees, itself included; None for all earlier ones."""
+        return None
 
     def resolved(self, model: ModelConfig) -> dict[str, Any]:
         """The number of key/value heads instead of any other way to write the grouping."""
@@ -41,10 +76,46 @@ class AttentionConfig(BlockConfig):
         }
 
     def cost(self, model: ModelConfig, seq_len: int) -> Cost:
-        """Four projections, and the products of scores and of values."""
+        """Four projections, and the products of scores and of values.
+
+        A query sees half of all keys on average, or a window w of T: w - w²/2T.
+        """
         query, key = self.num_attention_heads * self.head_dim, self.kv_heads * self.head_dim
         projections = Cost.linear(model.hidden_size, query) * 2 + Cost.linear(model.hidden_size, key) * 2
-        return projections + Cost(attention_flops=4 * query * seq_len)
+        window = min(self.window(model) or seq_len, seq_len)
+        seen = window - Fraction(window * window, 2 * seq_len)
+        return projections + Cost(
+            attention_flops=4 * query * seq_len,
+            causal_attention_flops=round(4 * query * seen),
+            kv_cache_values=2 * key,
+        )
+
+
+class GroupedConfig(AttentionConfig):
+    """The grouping, as ``num_key_value_heads`` (g) or as ``queries_per_kv`` (h/g)."""
+
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"num_key_value_heads", "queries_per_kv"}),)
+
+    num_key_value_heads: PositiveInt | None = None
+    queries_per_kv: PositiveInt | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        """g, from either form."""
+        if self.num_key_value_heads is not None:
+            return self.num_key_value_heads
+        assert self.queries_per_kv is not None
+        return self.num_attention_heads // self.queries_per_kv
+
+    def problems(self, model: ModelConfig) -> Iterable[Problem]:
+        """Query heads must share key/value heads evenly."""
+        yield from super().problems(model)
+        heads = self.num_attention_heads
+        divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        for name in ("num_key_value_heads", "queries_per_kv"):
+            value = getattr(self, name)
+            if value is not None and heads % value:
+                yield Problem((name,), str(value), f"a divisor of the {heads} attention heads: {divisors}")
 
 
 @ATTENTION.register("gqa")
@@ -54,44 +125,24 @@ class LlamaAttention(nn.Module):
     softmax(q kᵀ / sqrt(k)) v over earlier positions. Source: arXiv:2305.13245.
 
     Args:
-        config: a ModelConfig; reads ``hidden_size``, ``attention`` and, when no rotary is given, ``rotary``.
+        config: a ModelConfig, plain data or a transformers LlamaConfig; ``hidden_size``, ``attention`` and, when no
+            rotary is given, ``rotary`` are read.
         layer_idx: the layer's number.
         rotary: a built position encoding, shared by all layers; built from ``config.rotary`` when None.
     """
 
-    class Config(AttentionConfig):
-        """The grouping, as ``num_key_value_heads`` (g) or as ``queries_per_kv`` (h/g)."""
+    class Config(GroupedConfig):
+        """The grouping."""
 
-        alternatives: ClassVar = (frozenset({"num_key_value_heads", "queries_per_kv"}),)
-
-        num_key_value_heads: PositiveInt | None = None
-        queries_per_kv: PositiveInt | None = None
-
-        @property
-        def kv_heads(self) -> int:
-            """g, from either form."""
-            if self.num_key_value_heads is not None:
-                return self.num_key_value_heads
-            assert self.queries_per_kv is not None
-            return self.num_attention_heads // self.queries_per_kv
-
-        def problems(self, model: ModelConfig) -> Iterable[Problem]:
-            """Query heads must share key/value heads evenly."""
-            yield from super().problems(model)
-            heads = self.num_attention_heads
-            divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            for name in ("num_key_value_heads", "queries_per_kv"):
-                value = getattr(self, name)
-                if value is not None and heads % value:
-                    yield Problem((name,), str(value), f"a divisor of the {heads} attention heads: {divisors}")
-
-    def __init__(self, config: ModelConfig, layer_idx: int = 0, *, rotary: Any = None) -> None:
+    def __init__(self, config: Any, layer_idx: int = 0, *, rotary: Any = None) -> None:
         super().__init__()
+        config = ModelConfig.of(config).layer(layer_idx)
         attention = config.attention
         assert isinstance(attention, AttentionConfig)
         self.layer_idx = layer_idx
         self.num_heads, self.num_kv_heads = attention.num_attention_heads, attention.kv_heads
         self.head_dim = attention.head_dim
+        self.window = attention.window(config)
         size, query, key = (
             config.hidden_size,
             self.num_heads * self.head_dim,
@@ -100,25 +151,56 @@ class LlamaAttention(nn.Module):
         self.q_proj = nn.Linear(size, query, bias=False)
         self.k_proj = nn.Linear(size, key, bias=False)
         self.v_proj = nn.Linear(size, key, bias=False)
-        self.o_proj = nn.Linear(query, size, bias=False)
+        self.o_proj = residual_output(nn.Linear(query, size, bias=False))
         if rotary is None:
             rotary = ROTARY[config.rotary.type].from_config(config.rotary, self.head_dim)
         # In a tuple: a shared module belongs to the model, and is not listed again under every layer.
         self._rotary = (rotary,)
 
-    def forward(self, x: Tensor, rotation: Any = None) -> Tensor:
-        """``x`` (b, t, d) → (b, t, d). ``rotation``: what the rotary made of the positions; 0 … t-1 when None."""
+    @property
+    def rotary(self) -> Any:
+        """The position encoding."""
+        return self._rotary[0]
+
+    def project(
+        self, x: Float[Tensor, "b t d"]
+    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b g t k"], Float[Tensor, "b g t k"]]:
+        """Queries, keys and values of ``x``, before they are turned."""
         batch, time, _ = x.shape
-        (rotary,) = self._rotary
-        if rotation is None:
-            rotation = rotary.rotation(torch.arange(time, device=x.device)[None])
         q = self.q_proj(x).view(batch, time, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
         k = self.k_proj(x).view(batch, time, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (b, g, t, k)
         v = self.v_proj(x).view(batch, time, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (b, g, t, k)
-        q, k = rotary.rotate(q, rotation), rotary.rotate(k, rotation)
-        grouped = self.num_kv_heads != self.num_heads
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)  # (b, h, t, k)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))  # (b, t, h·k) → (b, t, d)
+        return q, k, v
+
+    def merge(self, y: Float[Tensor, "b t hk"], x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """What the heads made, ``y`` (b, t, h·k), back to the model's width; ``x`` is the block's input."""
+        return self.o_proj(y)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Tensor | None = None, cache: Any = None
+    ) -> Float[Tensor, "b t d"]:
+        """``x`` (b, t, d) → (b, t, d).
+
+        Args:
+            x: hidden states of the newest t positions.
+            rotation: what the rotary made of their positions; made here when None.
+            mask: which keys each query sees (1 or b, 1, t, s); the earlier ones, in the window, when None.
+            cache: a transformers Cache that holds the keys and values of earlier positions.
+        """
+        batch, time, _ = x.shape
+        past = cache.get_seq_length(self.layer_idx) if cache is not None else 0
+        if rotation is None:
+            rotation = self.rotary.rotation(torch.arange(past, past + time, device=x.device)[None])
+        if mask is None:
+            mask = visible(time, past, self.window, None, x.device)
+        q, k, v = self.project(x)
+        q, k = self.rotary.rotate(q, rotation), self.rotary.rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)  # (b, g, s, k)
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None and time > 1, enable_gqa=self.num_kv_heads != self.num_heads
+        )  # (b, h, t, k)
+        return self.merge(y.transpose(1, 2).reshape(batch, time, -1), x)  # (b, t, h·k) → (b, t, d)
 
 
 @ATTENTION.register("mha")
@@ -151,3 +233,104 @@ class MultiQueryAttention(LlamaAttention):
         def kv_heads(self) -> int:
             """One."""
             return 1
+
+
+@ATTENTION.register("qk_norm")
+class QKNormAttention(LlamaAttention):
+    """Attention with normalised queries and keys: softmax(norm(q) norm(k)ᵀ / sqrt(k)) v.
+
+    Differs from the control by two norms of the model's own kind over each head, before the rotation; all heads share
+    their gains. Source: arXiv:2302.05442, in the form of Qwen3 (arXiv:2505.09388).
+    """
+
+    class Config(GroupedConfig):
+        """The grouping; the norms are the model's."""
+
+        def cost(self, model: ModelConfig, seq_len: int) -> Cost:
+            """Two norms over a head more than the control."""
+            return super().cost(model, seq_len) + model.norm.cost_of_size(self.head_dim) * 2  # type: ignore[attr-defined]
+
+    def __init__(self, config: Any, layer_idx: int = 0, *, rotary: Any = None) -> None:
+        super().__init__(config, layer_idx, rotary=rotary)
+        config = ModelConfig.of(config).layer(layer_idx)
+        norm = NORM[config.norm.type]
+        self.q_norm = norm.from_config(config.norm, self.head_dim)
+        self.k_norm = norm.from_config(config.norm, self.head_dim)
+
+    def project(
+        self, x: Float[Tensor, "b t d"]
+    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b g t k"], Float[Tensor, "b g t k"]]:
+        """Queries and keys normalised over k; values as they are."""
+        q, k, v = super().project(x)
+        return self.q_norm(q), self.k_norm(k), v
+
+
+@ATTENTION.register("sliding_window")
+class SlidingWindowAttention(LlamaAttention):
+    """Attention to the last w positions only, the query's own included.
+
+    Differs from the control by what it sees. A local:global pattern gives some layers the control back:
+    ``layers: {every 6: {attention: {type: gqa}}}`` is 5:1. Source: Longformer (arXiv:2004.05150), as in Mistral 7B
+    (arXiv:2310.06825) and Gemma 3 (arXiv:2503.19786).
+    """
+
+    class Config(GroupedConfig):
+        """``window_size`` (w) in tokens, or ``window_fraction`` of ``max_position_embeddings``; and the grouping."""
+
+        alternatives: ClassVar = (
+            *GroupedConfig.alternatives,
+            frozenset({"window_size", "window_fraction"}),
+        )
+        example: ClassVar = {"window_fraction": "1/4"}
+
+        window_size: PositiveInt | None = None
+        window_fraction: Ratio | None = None
+
+        def window(self, model: ModelConfig) -> int:
+            """w, from either form."""
+            if self.window_size is not None:
+                return self.window_size
+            assert self.window_fraction is not None
+            return round(to_fraction(self.window_fraction) * model.max_position_embeddings)
+
+        def resolved(self, model: ModelConfig) -> dict[str, Any]:
+            """The window in tokens."""
+            return {**super().resolved(model), "window_size": self.window(model)}
+
+        def problems(self, model: ModelConfig) -> Iterable[Problem]:
+            """A window that holds the whole context slides nowhere."""
+            found = list(super().problems(model))
+            yield from found
+            ways = ("window_size", "window_fraction")
+            if any(problem.path[0] in ways for problem in found):
+                return
+            context, window = model.max_position_embeddings, self.window(model)
+            if not 1 <= window < context:
+                name = next(name for name in ways if getattr(self, name) is not None)
+                received = f"{getattr(self, name)}, which is {window} tokens"
+                yield Problem((name,), received, f"1 to {context - 1} tokens (max_position_embeddings is {context})")
+
+
+@ATTENTION.register("gated_output")
+class GatedOutputAttention(LlamaAttention):
+    """Attention whose output passes a gate: o_proj(y · sigmoid(x Wg)).
+
+    Differs from the control by a projection d → h·k and a sigmoid for each element of what the heads made.
+    Source: arXiv:2505.06708, the elementwise gate after the value product; at the start it is near one half.
+    """
+
+    class Config(GroupedConfig):
+        """The grouping."""
+
+        def cost(self, model: ModelConfig, seq_len: int) -> Cost:
+            """One projection more than the control."""
+            query = self.num_attention_heads * self.head_dim
+            return super().cost(model, seq_len) + Cost.linear(model.hidden_size, query)
+
+    def __init__(self, config: Any, layer_idx: int = 0, *, rotary: Any = None) -> None:
+        super().__init__(config, layer_idx, rotary=rotary)
+        self.g_proj = nn.Linear(self.q_proj.in_features, self.q_proj.out_features, bias=False)
+
+    def merge(self, y: Float[Tensor, "b t hk"], x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """``y`` through the gate that ``x`` opens, then back to the model's width."""
+        return super().merge(y * torch.sigmoid(self.g_proj(x)), x)

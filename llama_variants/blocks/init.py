@@ -2,23 +2,21 @@
 
 Tensors that two variants share therefore start bit-identical, a new block shifts none of the others, and the values
 are the same on every device and in every order of construction. numpy's Philox is used because torch's own normals
-differ between CPU kernels and its seeds keep 32 bits.
+differ between CPU kernels and its seeds keep 32 bits. A scheme only says how large a matrix's values are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import math
 
 import numpy as np
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from llama_variants.registry import INIT, BlockConfig, Cost
-
-if TYPE_CHECKING:
-    from llama_variants.config import ModelConfig
+from llama_variants.config import ModelConfig
+from llama_variants.registry import INIT, FreeConfig
 
 
 def normal_by_name(shape: tuple[int, ...], seed: int, name: str) -> Tensor:
@@ -33,19 +31,21 @@ class NormalInit:
     """N(0, std²) for every matrix, the control; biases start at zero; other modules know their own start.
 
     SmolLM2 uses std = 1/24 = 1/sqrt(hidden size); transformers' LlamaConfig defaults to 0.02.
+    Source: the pre-training configuration of arXiv:2502.02737 (SmolLM2).
     """
 
-    class Config(BlockConfig):
+    class Config(FreeConfig):
         """``std``: standard deviation of every matrix's entries."""
 
         std: PositiveFloat
 
-        def cost(self, model: ModelConfig, seq_len: int) -> Cost:
-            """Nothing."""
-            return Cost()
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
 
-    def __init__(self, config: Config) -> None:
-        self.std = config.std
+    def std(self, module: nn.Module) -> float:
+        """Standard deviation of the entries of ``module``'s matrix."""
+        assert isinstance(self.config.init, NormalInit.Config | ScaledInit.Config)
+        return self.config.init.std
 
     @torch.no_grad()
     def fill(self, module: nn.Module, prefix: str, seed: int) -> None:
@@ -54,7 +54,8 @@ class NormalInit:
         Raises TypeError for a module with parameters that neither is a matrix nor has ``init_parameters()``.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.copy_(normal_by_name(tuple(module.weight.shape), seed, prefix + "weight") * self.std)
+            values = normal_by_name(tuple(module.weight.shape), seed, prefix + "weight")
+            module.weight.copy_(values * self.std(module))
             bias = getattr(module, "bias", None)
             if bias is not None:
                 nn.init.zeros_(bias)
@@ -62,3 +63,40 @@ class NormalInit:
             init_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"{type(module).__name__} ({prefix[:-1]}) has parameters but no init_parameters()")
+
+
+@INIT.register("scaled")
+class ScaledInit(NormalInit):
+    """N(0, std²), and std / sqrt(2 · layers) for the matrices that write to the residual stream.
+
+    Differs from the control by these: o_proj and down_proj. Source: GPT-2 (Radford et al. 2019), section 2.3.
+    """
+
+    class Config(FreeConfig):
+        """``std``: standard deviation of the other matrices' entries."""
+
+        std: PositiveFloat
+
+    def std(self, module: nn.Module) -> float:
+        """Smaller for a block's last projection, as the block marks it."""
+        smaller = getattr(module, "residual_output", False)
+        return super().std(module) / (math.sqrt(2 * self.config.num_hidden_layers) if smaller else 1)
+
+
+@INIT.register("smollm2")
+class SmolLM2Init(NormalInit):
+    """N(0, 1/d) for every matrix: std = 1/sqrt(hidden size), at any width.
+
+    Equal to the control at its width. Source: the pre-training configuration of arXiv:2502.02737 (SmolLM2).
+    """
+
+    class Config(FreeConfig):
+        """No fields."""
+
+        def resolved(self, model: ModelConfig) -> dict[str, object]:
+            """As ``normal`` with the std that it comes to."""
+            return {"type": "normal", "std": 1 / math.sqrt(model.hidden_size)}
+
+    def std(self, module: nn.Module) -> float:
+        """One over the square root of the model's width."""
+        return 1 / math.sqrt(self.config.hidden_size)

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
-from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import PlainValidator, PositiveInt
+from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
-from llama_variants.registry import MLP, BlockConfig, Cost
-
-if TYPE_CHECKING:
-    from llama_variants.config import ModelConfig
+from llama_variants.registry import MLP, BlockConfig, Cost, residual_output
+from llama_variants.types import Ratio, to_fraction
 
 
-def _ratio(value: object) -> float | str:
-    if isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,8}/[1-9]\d{0,8}", value):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-        return float(value)
-    raise ValueError("a positive number, or a fraction such as 8/3")
+class MLPConfig(BlockConfig):
+    """The width f: ``intermediate_size``, or ``expansion`` times d, up to a ``multiple_of`` where one is set."""
+
+    alternatives: ClassVar = (frozenset({"intermediate_size", "expansion"}),)
+    projections: ClassVar[int]
+    """How many d × f matrices the block has."""
+
+    intermediate_size: PositiveInt | None = None
+    expansion: Ratio | None = None
+    multiple_of: PositiveInt | None = None
+
+    def width(self, hidden_size: int) -> int:
+        """f: the nearest whole number, or the next multiple of ``multiple_of`` where one is set."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        assert self.expansion is not None
+        exact = to_fraction(self.expansion) * hidden_size
+        return math.ceil(exact / self.multiple_of) * self.multiple_of if self.multiple_of else round(exact)
+
+    def resolved(self, model: ModelConfig) -> dict[str, Any]:
+        """The width in channels."""
+        return {"type": self.type, "intermediate_size": self.width(model.hidden_size)}
+
+    def problems(self, model: ModelConfig) -> Iterable[Problem]:
+        """A width of zero is no MLP, and a width must be the multiple that it is said to be."""
+        yield from super().problems(model)
+        if self.expansion is not None and self.width(model.hidden_size) < 1:
+            yield Problem(("expansion",), str(self.expansion), f"at least 1/{model.hidden_size}")
+        if self.multiple_of and self.intermediate_size and self.intermediate_size % self.multiple_of:
+            allowed = f"a multiple of multiple_of ({self.multiple_of})"
+            yield Problem(("intermediate_size",), str(self.intermediate_size), allowed)
+
+    def cost(self, model: ModelConfig, seq_len: int) -> Cost:
+        """Its projections."""
+        return Cost.linear(model.hidden_size, self.width(model.hidden_size)) * self.projections
 
 
-Ratio = Annotated[float | str, PlainValidator(_ratio)]
-"""A positive number, or a fraction written as text: 8/3."""
+def _width(config: ModelConfig) -> int:
+    assert isinstance(config.mlp, MLPConfig)
+    return config.mlp.width(config.hidden_size)
 
 
 @MLP.register("swiglu")
@@ -38,45 +66,101 @@ class LlamaMLP(nn.Module):
     Source: arXiv:2002.05202 (SwiGLU), with the width of SmolLM2 (8/3 of the model's).
 
     Args:
-        config: a ModelConfig; reads ``hidden_size`` and ``mlp``.
+        config: a ModelConfig, plain data or a transformers LlamaConfig; ``hidden_size`` and ``mlp`` are read.
     """
 
-    class Config(BlockConfig):
-        """The width, as ``intermediate_size`` or as ``expansion`` times the model's."""
+    class Config(MLPConfig):
+        """The width."""
 
-        alternatives: ClassVar = (frozenset({"intermediate_size", "expansion"}),)
+        projections: ClassVar = 3
 
-        intermediate_size: PositiveInt | None = None
-        expansion: Ratio | None = None
-
-        def width(self, hidden_size: int) -> int:
-            """f, rounded to the nearest whole number."""
-            if self.intermediate_size is not None:
-                return self.intermediate_size
-            return round(Fraction(str(self.expansion)) * hidden_size)
-
-        def resolved(self, model: ModelConfig) -> dict[str, Any]:
-            """The width in channels."""
-            return {"type": self.type, "intermediate_size": self.width(model.hidden_size)}
-
-        def problems(self, model: ModelConfig) -> Iterable[Problem]:
-            """A width of zero is no MLP."""
-            yield from super().problems(model)
-            if self.expansion is not None and self.width(model.hidden_size) < 1:
-                yield Problem(("expansion",), str(self.expansion), f"at least 1/{model.hidden_size}")
-
-        def cost(self, model: ModelConfig, seq_len: int) -> Cost:
-            """Three projections."""
-            return Cost.linear(model.hidden_size, self.width(model.hidden_size)) * 3
-
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        assert isinstance(config.mlp, LlamaMLP.Config)
-        size, width = config.hidden_size, config.mlp.width(config.hidden_size)
+        config = ModelConfig.of(config)
+        size, width = config.hidden_size, _width(config)
         self.gate_proj = nn.Linear(size, width, bias=False)
         self.up_proj = nn.Linear(size, width, bias=False)
-        self.down_proj = nn.Linear(width, size, bias=False)
+        self.down_proj = residual_output(nn.Linear(width, size, bias=False))
+        self.act_fn = self.activation()
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def activation() -> nn.Module:
+        """What the gate goes through."""
+        return nn.SiLU()
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+@MLP.register("geglu")
+class GeGLU(LlamaMLP):
+    """Gated block with a GELU: down(gelu(gate(x)) · up(x)), the exact GELU, not its tanh form.
+
+    Differs from the control by the gate's activation. Source: arXiv:2002.05202.
+    """
+
+    class Config(MLPConfig):
+        """The width."""
+
+        projections: ClassVar = 3
+
+    @staticmethod
+    def activation() -> nn.Module:
+        """What the gate goes through."""
+        return nn.GELU()
+
+
+class UngatedMLP(nn.Module):
+    """down(activation(up(x))), without biases; subclasses say which activation."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        config = ModelConfig.of(config)
+        size, width = config.hidden_size, _width(config)
+        self.up_proj = nn.Linear(size, width, bias=False)
+        self.down_proj = residual_output(nn.Linear(width, size, bias=False))
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Element by element."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """``x`` (b, t, d) → (b, t, d)."""
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+@MLP.register("gelu")
+class GELUMLP(UngatedMLP):
+    """Ungated block with a GELU: down(gelu(up(x))), the exact GELU.
+
+    Differs from the control by having no gate: two projections of three. At equal width it has two thirds of the
+    parameters; ``match: [params]`` makes it wider. Source: arXiv:1606.08415, as in GPT-2 without its biases.
+    """
+
+    class Config(MLPConfig):
+        """The width."""
+
+        projections: ClassVar = 2
+
+    def activation(self, x: Tensor) -> Tensor:
+        """gelu(x)."""
+        return F.gelu(x)
+
+
+@MLP.register("relu2")
+class SquaredReLU(UngatedMLP):
+    """Ungated block with a squared ReLU: down(relu(up(x))²).
+
+    Differs from the control by having no gate: two projections of three, as ``gelu``. Source: Primer
+    (arXiv:2109.08668).
+    """
+
+    class Config(MLPConfig):
+        """The width."""
+
+        projections: ClassVar = 2
+
+    def activation(self, x: Tensor) -> Tensor:
+        """relu(x)²."""
+        return F.relu(x).square()

@@ -1,25 +1,39 @@
 """Position encodings applied to queries and keys.
 
-Axes: b batch, h heads, t time, k size of a head.
+Axes: b batch, h heads, t time, k size of a head, r rotated part of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 import torch
-from pydantic import PositiveFloat
+from jaxtyping import Float, Int
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
-from llama_variants.registry import ROTARY, BlockConfig, Cost
+from llama_variants.registry import ROTARY, FreeConfig
+from llama_variants.types import Ratio, to_fraction
 
-if TYPE_CHECKING:
-    from llama_variants.config import ModelConfig
+Rotation = tuple[Float[Tensor, "#b t r"], Float[Tensor, "#b t r"]]
+"""Cosines and sines of every position in float32."""
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of every position, each (1 or b, t, k) in float32."""
+
+class RopeConfig(FreeConfig):
+    """What every rotary encoding declares: ``theta``, the base of its wavelengths."""
+
+    theta: PositiveFloat
+
+    def problems(self, model: ModelConfig) -> Iterable[Problem]:
+        """Rotation needs pairs."""
+        yield from super().problems(model)
+        if model.attention_head_dim % 2:
+            received = f"{self.type} with head_dim {model.attention_head_dim}"
+            yield Problem(("type",), received, "an even head_dim")
 
 
 @ROTARY.register("rope")
@@ -34,19 +48,8 @@ class LlamaRotaryEmbedding(nn.Module):
         theta: base of the geometric series of wavelengths (10,000 in pre-training, 100,000 as released).
     """
 
-    class Config(BlockConfig):
-        """``theta``: base of the wavelengths."""
-
-        theta: PositiveFloat
-
-        def cost(self, model: ModelConfig, seq_len: int) -> Cost:
-            """No parameters, no matrix products."""
-            return Cost()
-
-        def problems(self, model: ModelConfig) -> Iterable[Problem]:
-            """Rotation needs pairs."""
-            if model.attention_head_dim % 2:
-                yield Problem(("type",), f"rope with head_dim {model.attention_head_dim}", "an even head_dim")
+    class Config(RopeConfig):
+        """No further fields."""
 
     def __init__(self, dim: int, theta: float = 10_000.0) -> None:
         super().__init__()
@@ -56,28 +59,32 @@ class LlamaRotaryEmbedding(nn.Module):
         self.theta = theta
 
     @classmethod
-    def from_config(cls, config: Config, dim: int) -> LlamaRotaryEmbedding:
+    def from_config(cls, config: RopeConfig, dim: int) -> LlamaRotaryEmbedding:
         """Built from its YAML fields for heads of size ``dim``."""
-        return cls(dim, config.theta)
+        return cls(dim, **config.model_dump())
 
-    def rotation(self, positions: Tensor) -> Rotation:
-        """Cosines and sines for integer ``positions`` (1 or b, t); computed once a forward pass for all layers.
+    def inverse_frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
+        """Angle by which each pair turns from one position to the next, in radians, (r/2,) in float32."""
+        exponents = torch.arange(0, self.dim, 2, device=device, dtype=torch.float32) / self.dim
+        return 1.0 / self.theta**exponents
+
+    def rotation(self, positions: Int[Tensor, "#b t"]) -> Rotation | None:
+        """Cosines and sines for ``positions``; computed once a forward pass for all layers.
 
         Nothing is kept in a buffer: a table that is rebuilt cannot be left stale by meta-device construction.
         """
-        exponents = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32) / self.dim
-        angles = positions[..., None].float() * (1.0 / self.theta**exponents)  # (b, t, k/2)
-        angles = torch.cat((angles, angles), dim=-1)  # (b, t, k)
+        angles = positions[..., None].float() * self.inverse_frequencies(positions.device)  # (b, t, r/2)
+        angles = torch.cat((angles, angles), dim=-1)  # (b, t, r)
         return angles.cos(), angles.sin()
 
-    @staticmethod
-    def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    def rotate(self, x: Float[Tensor, "b h t k"], rotation: Rotation | None) -> Float[Tensor, "b h t k"]:
         """``x`` (b, h, t, k) turned by ``rotation``; computed in at least float32, returned in x's dtype."""
+        assert rotation is not None
         cos, sin = (part.unsqueeze(-3) for part in rotation)  # (b, 1, t, k)
         left, right = x.chunk(2, dim=-1)
         return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "*axes t k"], positions: Int[Tensor, "#b t"] | None = None) -> Tensor:
         """``x`` (b, t, k) or (b, h, t, k) turned by its positions (0 … t-1 unless given); same shape."""
         if positions is None:
             positions = torch.arange(x.shape[-2], device=x.device)[None]  # (1, t)
@@ -89,34 +96,202 @@ class LlamaRotaryEmbedding(nn.Module):
         return f"dim={self.dim}, theta={self.theta:g}"
 
 
+@ROTARY.register("rope_partial")
+class PartialRotaryEmbedding(LlamaRotaryEmbedding):
+    """Rotation of the first part of each head only; the rest carries no position.
+
+    Differs from the control by ``fraction``: the first r = fraction · k channels turn, with the wavelengths of a head
+    of that size. Source: GPT-J and GPT-NeoX (arXiv:2204.06745). No stock Llama does this.
+
+    Args:
+        dim: size k of a head.
+        theta: as for the control.
+        fraction: share of channels that turn; fraction · k is even.
+    """
+
+    class Config(RopeConfig):
+        """``fraction``: share of a head's channels that turn."""
+
+        example: ClassVar = {"fraction": 0.5}
+
+        fraction: Ratio
+
+        def resolved(self, model: ModelConfig) -> dict[str, Any]:
+            """The fraction as a number."""
+            return {**self.to_dict(), "fraction": float(to_fraction(self.fraction))}
+
+        def problems(self, model: ModelConfig) -> Iterable[Problem]:
+            """A whole number of pairs turns."""
+            dim = model.attention_head_dim
+            rotated = to_fraction(self.fraction) * dim
+            if rotated.denominator != 1 or rotated % 2 or not 0 < rotated <= dim:
+                allowed = f"a share of the {dim} channels of a head that is an even number of them"
+                yield Problem(("fraction",), str(self.fraction), allowed)
+
+    def __init__(self, dim: int, theta: float = 10_000.0, fraction: float | str = 0.5) -> None:
+        super().__init__(int(to_fraction(fraction) * dim), theta)
+
+    def rotate(self, x: Float[Tensor, "b h t k"], rotation: Rotation | None) -> Float[Tensor, "b h t k"]:
+        """``x`` (b, h, t, k) with its first r channels turned."""
+        turned = super().rotate(x[..., : self.dim], rotation)  # (b, h, t, r)
+        return torch.cat((turned, x[..., self.dim :]), dim=-1)
+
+
+@ROTARY.register("rope_linear")
+class LinearScaledRotaryEmbedding(LlamaRotaryEmbedding):
+    """Position interpolation: every angle divided by ``factor``.
+
+    Differs from the control by squeezing ``factor`` times as long a context into the angles of the old one.
+    Source: arXiv:2306.15595.
+    """
+
+    class Config(RopeConfig):
+        """``factor``: by how much positions are squeezed."""
+
+        example: ClassVar = {"factor": 4.0}
+
+        factor: PositiveFloat
+
+    def __init__(self, dim: int, theta: float = 10_000.0, factor: float = 1.0) -> None:
+        super().__init__(dim, theta)
+        self.factor = factor
+
+    def inverse_frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
+        """The control's, divided by ``factor``."""
+        return super().inverse_frequencies(device) / self.factor
+
+    def extra_repr(self) -> str:
+        """Fields shown by print(model)."""
+        return f"{super().extra_repr()}, factor={self.factor:g}"
+
+
+@ROTARY.register("rope_ntk")
+class NTKScaledRotaryEmbedding(LlamaRotaryEmbedding):
+    """NTK-aware scaling: theta · factor^(k/(k-2)), which divides the slowest angle by ``factor`` and keeps the fastest.
+
+    Differs from the control by its theta alone. Source: arXiv:2309.00071, section 3.1. The factor is fixed; it does
+    not grow with the sequence as in the dynamic form.
+    """
+
+    class Config(RopeConfig):
+        """``factor``: by how much the longest wavelength grows."""
+
+        example: ClassVar = {"factor": 4.0}
+
+        factor: PositiveFloat
+
+        def resolved(self, model: ModelConfig) -> dict[str, Any]:
+            """As the control with the theta that it comes to."""
+            dim = model.attention_head_dim
+            return {"type": "rope", "theta": _ntk_theta(self.theta, self.factor, dim)}
+
+        def problems(self, model: ModelConfig) -> Iterable[Problem]:
+            """The exponent needs more than one pair."""
+            yield from super().problems(model)
+            if model.attention_head_dim == 2:
+                yield Problem(("type",), "rope_ntk with head_dim 2", "a head_dim of at least 4")
+
+    def __init__(self, dim: int, theta: float = 10_000.0, factor: float = 1.0) -> None:
+        super().__init__(dim, _ntk_theta(theta, factor, dim))
+
+
+def _ntk_theta(theta: float, factor: float, dim: int) -> float:
+    return theta * factor ** (dim / (dim - 2)) if dim > 2 else theta
+
+
+@ROTARY.register("rope_yarn")
+class YarnRotaryEmbedding(LlamaRotaryEmbedding):
+    """YaRN: fast pairs keep their angles, slow ones are interpolated, with a ramp between; attention is sharpened.
+
+    A pair that turns more than ``beta_fast`` times over ``original_max_position_embeddings`` tokens keeps its angle,
+    one that turns less than ``beta_slow`` times has it divided by ``factor``. Cosines and sines are multiplied by
+    0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the ramp's ends rounded outwards as in transformers.
+    """
+
+    class Config(RopeConfig):
+        """``factor``, the original context in tokens, and the ends of the ramp in turns."""
+
+        example: ClassVar = {"factor": 4.0, "original_max_position_embeddings": 512}
+
+        factor: PositiveFloat
+        original_max_position_embeddings: PositiveInt
+        beta_fast: PositiveFloat = 32.0
+        beta_slow: PositiveFloat = 1.0
+
+        def problems(self, model: ModelConfig) -> Iterable[Problem]:
+            """A ramp has two ends, and a scaling stretches."""
+            yield from super().problems(model)
+            if self.factor < 1:
+                yield Problem(("factor",), str(self.factor), "at least 1")
+            if self.beta_fast <= self.beta_slow:
+                yield Problem(("beta_fast",), str(self.beta_fast), f"more than beta_slow ({self.beta_slow:g})")
+            if self.theta <= 1:
+                yield Problem(("theta",), str(self.theta), "more than 1, or no wavelength is longer than another")
+
+    def __init__(
+        self,
+        dim: int,
+        theta: float = 10_000.0,
+        factor: float = 1.0,
+        original_max_position_embeddings: int = 2048,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+    ) -> None:
+        super().__init__(dim, theta)
+        self.factor = factor
+        self.context = original_max_position_embeddings
+        self.betas = (beta_fast, beta_slow)
+
+    def inverse_frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
+        """Between the control's and the interpolated ones."""
+        exponents = torch.arange(0, self.dim, 2, device=device, dtype=torch.float32) / self.dim
+        periods = self.theta**exponents  # of the control's angles, in positions a radian
+
+        def pair(turns: float) -> float:  # that turns so often over the original context
+            return self.dim * math.log(self.context / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low, high = max(math.floor(pair(self.betas[0])), 0), min(math.ceil(pair(self.betas[1])), self.dim - 1)
+        steps = torch.arange(self.dim // 2, device=device, dtype=torch.float32)
+        kept = 1 - ((steps - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 1: as it was
+        # In transformers' order of operations, so that the last bit agrees.
+        return 1.0 / (self.factor * periods) * (1 - kept) + 1.0 / periods * kept
+
+    def rotation(self, positions: Int[Tensor, "#b t"]) -> Rotation | None:
+        """The control's, times the factor that sharpens attention."""
+        rotation = super().rotation(positions)
+        assert rotation is not None
+        sharpened = 0.1 * math.log(self.factor) + 1.0
+        return rotation[0] * sharpened, rotation[1] * sharpened
+
+    def extra_repr(self) -> str:
+        """Fields shown by print(model)."""
+        return f"{super().extra_repr()}, factor={self.factor:g}, original_max_position_embeddings={self.context}"
+
+
 @ROTARY.register("nope")
 class NoPositionEmbedding(nn.Module):
     """No position encoding at all: order reaches the model only through the causal mask.
 
-    Differs from the control by leaving queries and keys as they are. The known-bad control of every base.
+    Differs from the control by leaving queries and keys as they are. The known-bad control of every base; in every
+    fourth layer only (``layers: {every 4: {rotary: {type: nope}}}``) it is that of SmolLM3.
     Source: NoPE (arXiv:2305.19466).
     """
 
-    class Config(BlockConfig):
+    class Config(FreeConfig):
         """No fields."""
-
-        def cost(self, model: ModelConfig, seq_len: int) -> Cost:
-            """Nothing."""
-            return Cost()
 
     @classmethod
     def from_config(cls, config: Config, dim: int) -> NoPositionEmbedding:
         """Built from its (absent) YAML fields."""
         return cls()
 
-    def rotation(self, positions: Tensor) -> None:
+    def rotation(self, positions: Int[Tensor, "#b t"]) -> None:
         """There is none."""
 
-    @staticmethod
-    def rotate(x: Tensor, rotation: None) -> Tensor:
+    def rotate(self, x: Float[Tensor, "b h t k"], rotation: None) -> Float[Tensor, "b h t k"]:
         """``x`` itself."""
         return x
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "*axes t k"], positions: Int[Tensor, "#b t"] | None = None) -> Tensor:
         """``x`` itself."""
         return x

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from hypothesis import strategies as st
 
 from llama_variants import ModelConfig
-from llama_variants.registry import FAMILIES
+from llama_variants.registry import FAMILIES, LAYERED
 
 TINY = ModelConfig.preset("smollm2-135m").override(
     {
@@ -18,33 +22,78 @@ TINY = ModelConfig.preset("smollm2-135m").override(
         "init": {"std": 1 / 24},
     }
 )
-# One model for each registered block, each differing from TINY in that block alone.
-EVERY_BLOCK = {
-    f"{family}={name}": TINY.override({family: {"type": name}})
+# One model for each registered block, each differing from TINY in that block alone; and patterns over layers.
+BLOCKS = {
+    family: [{"type": name, **registry.config_class(name).example} for name in registry.names]
     for family, registry in FAMILIES.items()
-    for name in registry.names
 }
+EVERY_BLOCK = {
+    f"{family}={block['type']}": TINY.override({family: block}) for family in BLOCKS for block in BLOCKS[family]
+}
+PATTERNS = {
+    "nope every 2nd": TINY.override({"layers": {"every 2": {"rotary": {"type": "nope"}}}}),
+    "local:global 1:1": TINY.override(
+        {
+            "attention": {"type": "sliding_window", "window_size": 5},
+            "layers": {"every 2": {"attention": {"type": "gqa"}}},
+        }
+    ),
+    "layer 0 otherwise": TINY.override(
+        {
+            "layers": {
+                "0": {
+                    "rotary": {"theta": 100.0},
+                    "attention": {"type": "mqa"},
+                    "mlp": {"type": "relu2", "intermediate_size": 40},
+                    "norm": {"type": "layer"},
+                    "residual": {"type": "sandwich"},
+                }
+            }
+        }
+    ),
+}
+EVERY_MODEL = EVERY_BLOCK | PATTERNS
 
 
 @st.composite
-def shapes(draw) -> ModelConfig:
+def shapes(draw) -> dict[str, Any]:
+    """A delta over TINY that every stock Llama can express."""
     groups = draw(st.integers(1, 3))
     kv_heads = draw(st.integers(1, 3))
     tied = draw(st.booleans())
-    return TINY.override(
-        {
-            "hidden_size": draw(st.integers(1, 6)) * groups * kv_heads,  # transformers insists on a multiple
-            "num_hidden_layers": draw(st.integers(1, 3)),
-            "vocab_size": draw(st.integers(5, 150)),
-            "rotary": {"theta": draw(st.sampled_from([100.0, 10_000.0, 1e6]))},
-            "attention": {
-                "num_attention_heads": groups * kv_heads,
-                "num_key_value_heads": kv_heads,
-                "head_dim": draw(st.integers(1, 8)) * 2,
-            },
-            "mlp": {"intermediate_size": draw(st.integers(1, 90))},
-            "norm": {"eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2]))},
-            "head": {"type": "tied" if tied else "untied"},
-            "init": {"std": draw(st.sampled_from([0.02, 1 / 24]))},
-        }
-    )
+    return {
+        "hidden_size": draw(st.integers(1, 6)) * groups * kv_heads,  # transformers insists on a multiple
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "vocab_size": draw(st.integers(5, 150)),
+        "rotary": {"theta": draw(st.sampled_from([100.0, 10_000.0, 1e6]))},
+        "attention": {
+            "num_attention_heads": groups * kv_heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": draw(st.integers(1, 8)) * 2,
+        },
+        "mlp": {"intermediate_size": draw(st.integers(1, 90))},
+        "norm": {"eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2]))},
+        "head": {"type": "tied" if tied else "untied"},
+        "init": {"std": draw(st.sampled_from([0.02, 1 / 24]))},
+    }
+
+
+@st.composite
+def any_blocks(draw) -> dict[str, Any]:
+    """A delta over TINY with any registered block in some of the families, in all layers or in one."""
+
+    def blocks(families: Sequence[str]) -> dict[str, Any]:
+        chosen = draw(st.sets(st.sampled_from(families), max_size=3))
+        return {family: draw(st.sampled_from(BLOCKS[family])) for family in sorted(chosen)}
+
+    delta = blocks(list(FAMILIES))
+    if draw(st.booleans()):
+        delta["layers"] = {"1": blocks(LAYERED)}
+    if draw(st.booleans()):
+        delta["hidden_size"] = draw(st.sampled_from([48, 50]))  # 50 is no multiple of six heads
+    return delta
+
+
+def ids(config: ModelConfig, batch: int = 2, time: int = 16, seed: int = 0) -> torch.Tensor:
+    """Token ids (batch, time)."""
+    return torch.randint(config.vocab_size, (batch, time), generator=torch.Generator().manual_seed(seed))

@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
 
 from llama_variants import ConfigError, ModelConfig, build_model
-from tests.llama_variants.models import EVERY_BLOCK, TINY, shapes
+from llama_variants.config import select
+from llama_variants.model import LlamaVariantConfig
+from tests.llama_variants.models import EVERY_MODEL, TINY, any_blocks, shapes
 
 SMOLLM2 = ModelConfig.preset("smollm2-135m")
 
@@ -17,7 +20,7 @@ def built_params(config: ModelConfig) -> int:
     return sum(p.numel() for p in build_model(config, device="meta").parameters())
 
 
-@pytest.mark.parametrize("config", EVERY_BLOCK.values(), ids=EVERY_BLOCK.keys())
+@pytest.mark.parametrize("config", EVERY_MODEL.values(), ids=EVERY_MODEL.keys())
 def test_params_and_flops_are_those_of_the_built_model(config):
     assert config.num_params == built_params(config)
     model = build_model(config, device="meta")
@@ -28,8 +31,25 @@ def test_params_and_flops_are_those_of_the_built_model(config):
     assert config.flops_per_token(32, causal=False) == pytest.approx(counted, rel=0.01)
 
 
-@given(config=shapes())
-def test_params_of_any_shape(config):
+@pytest.mark.parametrize("config", EVERY_MODEL.values(), ids=EVERY_MODEL.keys())
+def test_causal_flops_are_those_of_the_visible_pairs(config):
+    """Against counting: the scores and values of every pair that some layer's mask leaves, at its head sizes."""
+    time = 32
+    pairs = 0
+    for i in range(config.num_hidden_layers):
+        layer = config.layer(i)
+        window = layer.attention.window(layer) or time
+        seen = sum(min(position + 1, window) for position in range(time))
+        pairs += 3 * 4 * layer.attention.num_attention_heads * layer.attention.head_dim * seen
+    difference = config.flops_per_token(time, causal=False) - config.flops_per_token(time)
+    full = sum(3 * cost.attention_flops for cost in config.costs(time).values())
+    # The formula's half a diagonal is the one difference: a query counts itself half.
+    assert full - difference == pytest.approx(pairs / time, rel=1 / 8)
+
+
+@given(delta=shapes() | any_blocks())
+def test_params_of_any_shape(delta):
+    config = TINY.override(delta)
     assert config.num_params == built_params(config)
 
 
@@ -61,8 +81,9 @@ def test_flops_of_the_control_by_part():
     assert SMOLLM2.num_params_embedding == 28_311_552
 
 
-@given(config=shapes())
-def test_a_configuration_survives_its_plain_form(config):
+@given(delta=shapes() | any_blocks())
+def test_a_configuration_survives_its_plain_form(delta):
+    config = TINY.override(delta)
     assert ModelConfig.from_dict(config.to_dict()) == config
     assert ModelConfig.from_dict(config.resolved()).resolved() == config.resolved()
 
@@ -136,3 +157,159 @@ def test_incomplete_and_unknown():
 def test_frozen():
     with pytest.raises(ValueError, match="frozen"):
         TINY.hidden_size = 3
+
+
+@pytest.mark.parametrize(
+    ("selection", "layers"),
+    [
+        ("0", {0}),
+        ("0-3", {0, 1, 2, 3}),
+        ("every 4", {3, 7, 11}),
+        ("every 4 from 0", {0, 4, 8}),
+        ("0, 2-3,every 6", {0, 2, 3, 5, 11}),
+        ("every 12", {11}),
+    ],
+)
+def test_selections_of_layers(selection, layers):
+    assert select(selection, 12) == layers
+
+
+@pytest.mark.parametrize("selection", ["12", "-1", "3-1", "0-12", "every 0", "every 13", "", "all", "0;1", "every"])
+def test_selections_that_name_no_layer(selection):
+    with pytest.raises(ConfigError, match="layers"):
+        select(selection, 12)
+
+
+def test_layers_differ_in_what_is_written_and_nothing_else():
+    config = SMOLLM2.override({"layers": {"every 4": {"rotary": {"type": "nope"}}, "0": {"mlp": {"expansion": 2}}}})
+    assert [config.layer(i).rotary.type for i in range(8)] == ["rope"] * 3 + ["nope"] + ["rope"] * 3 + ["nope"]
+    assert [config.layer(i).mlp.width(576) for i in range(3)] == [1152, 1536, 1536]
+    assert config.layer(1).resolved() == SMOLLM2.resolved()
+    assert config.num_params == built_params(config) == SMOLLM2.num_params - 3 * 576 * 384
+    assert {"rotary.nope", "rotary.rope"} <= config.semantics.keys()
+
+
+def test_later_selections_win_and_all_ways_of_writing_are_one():
+    one = TINY.override(
+        {"layers": {"0-1": {"rotary": {"type": "nope"}}, "1": {"rotary": {"type": "rope", "theta": 3.0}}}}
+    )
+    assert one.layer(1).rotary.to_dict() == {"type": "rope", "theta": 3.0}
+    other = TINY.override({"layers": {"1": {"rotary": {"theta": 3.0}}, "0": {"rotary": {"type": "nope"}}}})
+    assert one.resolved() == other.resolved()
+    everywhere = TINY.override({"layers": {"0,1": {"norm": {"eps": 1e-5}}}})  # as the base has it
+    assert everywhere.resolved() == TINY.resolved()
+
+
+def test_layers_of_a_variant_are_merged_into_the_base_s():
+    base = TINY.override({"layers": {"0": {"rotary": {"theta": 3.0}, "norm": {"eps": 0.1}}}})
+    variant = base.override({"layers": {"0": {"rotary": {"type": "nope"}}, "1": {"norm": {"eps": 0.2}}}})
+    assert variant.layer(0).rotary.to_dict() == {"type": "nope"}
+    assert (variant.layer(0).norm.eps, variant.layer(1).norm.eps) == (0.1, 0.2)
+
+
+def test_every_problem_of_layers_at_once():
+    with pytest.raises(ConfigError) as caught:
+        SMOLLM2.override(
+            {
+                "layers": {
+                    "0-40": {"norm": {"eps": 1e-6}},
+                    "every 4": {"rotary": {"type": "nop"}, "head": {"type": "untied"}},
+                    "1": {"attention": {"queries_per_kv": 2}},
+                    "2": 3,
+                }
+            }
+        )
+    found = {".".join(map(str, problem.path)): problem for problem in caught.value.problems}
+    assert found.keys() == {
+        "layers.0-40",
+        "layers.every 4.rotary.type",
+        "layers.every 4.head",
+        "layers.1.attention.queries_per_kv",
+        "layers.2",
+    }
+    assert "0 to 29" in found["layers.0-40"].allowed
+    assert "did you mean 'nope'?" in found["layers.every 4.rotary.type"].allowed
+
+
+@pytest.mark.parametrize(
+    ("delta", "width"),
+    [
+        ({"expansion": "8/3"}, 1536),
+        ({"expansion": "8/3", "multiple_of": 256}, 1536),
+        ({"expansion": 2.7, "multiple_of": 64}, 1600),
+        ({"expansion": "1/3"}, 192),
+        ({"type": "relu2", "expansion": 4}, 2304),
+        ({"type": "gelu"}, 1536),
+    ],
+)
+def test_mlp_widths(delta, width):
+    config = SMOLLM2.override({"mlp": delta})
+    assert config.resolved()["mlp"]["intermediate_size"] == width
+    assert config.num_params == built_params(config)
+
+
+@pytest.mark.parametrize(
+    ("delta", "path"),
+    [
+        ({"mlp": {"intermediate_size": 1500, "multiple_of": 64}}, ("mlp", "intermediate_size")),
+        ({"rotary": {"type": "rope_partial", "fraction": 0.3}}, ("rotary", "fraction")),
+        ({"rotary": {"type": "rope_partial", "fraction": 2}}, ("rotary", "fraction")),
+        ({"rotary": {"type": "rope_partial"}}, ("rotary", "fraction")),
+        ({"rotary": {"type": "rope_yarn", "factor": 0.5, "original_max_position_embeddings": 9}}, ("rotary", "factor")),
+        ({"attention": {"type": "sliding_window"}}, ("attention", "window_fraction")),
+        ({"attention": {"type": "sliding_window", "window_size": 2048}}, ("attention", "window_size")),
+        ({"attention": {"type": "sliding_window", "window_fraction": "1/5000"}}, ("attention", "window_fraction")),
+        ({"head": {"type": "tied_softcap", "cap": 0.0}}, ("head", "cap")),
+        ({"embedding": {"type": "scaled", "factor": -1.0}}, ("embedding", "factor")),
+        ({"norm": {"type": "dyt", "alpha": 0.0}}, ("norm", "alpha")),
+    ],
+)
+def test_single_problems_of_blocks(delta, path):
+    with pytest.raises(ConfigError) as caught:
+        SMOLLM2.override(delta)
+    assert [problem.path for problem in caught.value.problems] == [path]
+
+
+def test_partial_fractions_are_exact():
+    config = SMOLLM2.override({"attention": {"head_dim": 20}, "rotary": {"type": "rope_partial", "fraction": 0.1}})
+    assert config.resolved()["rotary"]["fraction"] == 0.1  # 0.1 · 20 is 2, though not in binary
+
+
+def test_of_takes_every_form_of_a_configuration():
+    llama = LlamaConfig(
+        hidden_size=48, num_hidden_layers=2, vocab_size=101, intermediate_size=128, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rms_norm_eps=1e-5, initializer_range=1 / 24,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, tie_word_embeddings=True,
+    )  # fmt: skip
+    forms = [TINY, TINY.to_dict(), TINY.resolved(), llama, llama.to_dict(), LlamaVariantConfig(variant=TINY.to_dict())]
+    assert all(ModelConfig.of(form).resolved() == TINY.resolved() for form in forms)
+    assert LlamaVariantConfig.of(llama).to_llama().to_dict() == {**llama.to_dict(), "architectures": None}
+
+
+def test_a_llama_dictionary_must_say_its_sizes():
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.of({"hidden_size": 48, "num_attention_heads": 6})
+    missing = {problem.path for problem in caught.value.problems}
+    assert missing == {("num_hidden_layers",), ("vocab_size",), ("intermediate_size",)}
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"attention_bias": True}, ("attention_bias",)),
+        ({"mlp_bias": True}, ("mlp_bias",)),
+        ({"attention_dropout": 0.1}, ("attention_dropout",)),
+        ({"hidden_act": "relu"}, ("hidden_act",)),
+        ({"hidden_act": "gelu_pytorch_tanh"}, ("hidden_act",)),
+        ({"model_type": "mistral"}, ("model_type",)),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ("rope_parameters", "rope_type")),
+        ({"rope_parameters": {"rope_type": "linear"}}, ("rope_parameters", "factor")),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ("rope_parameters", "partial_rotary_factor")),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 2.0}}, ("rope_parameters", "mscale")),
+    ],
+)
+def test_a_llama_that_no_block_computes_is_refused(change, path):
+    llama = LlamaConfig(num_attention_heads=8, hidden_size=64).to_dict() | {"rope_parameters": None} | change
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.of(llama)
+    assert [problem.path for problem in caught.value.problems] == [path]

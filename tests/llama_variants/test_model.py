@@ -1,35 +1,29 @@
-"""The model against transformers' own Llama, and what must hold for every registered block."""
+"""The model against transformers' own models."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedModel
 from transformers import LlamaForCausalLM as StockLlama
 
-from llama_variants import LlamaAttention, LlamaRotaryEmbedding, ModelConfig, build_model
-from tests.llama_variants.models import EVERY_BLOCK, TINY, shapes
+from llama_variants import LlamaForCausalLM, LlamaModel, ModelConfig, build_model
+from llama_variants.model import LlamaVariantConfig
+from tests.llama_variants.models import TINY, ids, shapes
 
 
-@pytest.fixture(params=EVERY_BLOCK.values(), ids=EVERY_BLOCK.keys())
-def config(request) -> ModelConfig:
-    return request.param
-
-
-def ids(config: ModelConfig, batch: int = 2, time: int = 16) -> torch.Tensor:
-    return torch.randint(config.vocab_size, (batch, time), generator=torch.Generator().manual_seed(0))
-
-
-def stock(config: ModelConfig) -> StockLlama:
-    """transformers' Llama of the same shape."""
+def stock(config: ModelConfig, cls: type = StockLlama, **fields) -> PreTrainedModel:
+    """A transformers model of the same shape, its tied or untied head included; ``fields`` are its own."""
     blocks = config.resolved()
-    return StockLlama(
-        LlamaConfig(
+    return cls(
+        cls.config_class(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=blocks["mlp"]["intermediate_size"],
@@ -39,16 +33,22 @@ def stock(config: ModelConfig) -> StockLlama:
             head_dim=blocks["attention"]["head_dim"],
             max_position_embeddings=config.max_position_embeddings,
             rms_norm_eps=blocks["norm"]["eps"],
-            rope_parameters={"rope_type": "default", "rope_theta": blocks["rotary"]["theta"]},
             tie_word_embeddings=blocks["head"]["type"] == "tied",
+            pad_token_id=None,
+            **{"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, **fields},
         )
     ).eval()
 
 
-@given(config=shapes(), seed=st.integers(0, 2**40), time=st.integers(2, 40))
-def test_logits_agree_with_transformers_in_float32(config, seed, time):
+def rope(config: ModelConfig) -> dict:
+    return {"rope_type": "default", "rope_theta": config.resolved()["rotary"]["theta"]}
+
+
+@given(delta=shapes(), seed=st.integers(0, 2**40), time=st.integers(2, 40))
+def test_logits_agree_with_transformers_in_float32(delta, seed, time):
+    config = TINY.override(delta)
     ours = build_model(config, seed=seed).eval()
-    theirs = stock(config)
+    theirs = stock(config, rope_parameters=rope(config))
     theirs.load_state_dict(ours.state_dict())  # strict: the names are the same
     tokens = ids(config, time=time)
     with torch.no_grad():
@@ -57,10 +57,11 @@ def test_logits_agree_with_transformers_in_float32(config, seed, time):
     assert got.loss.item() == pytest.approx(want.loss.item(), abs=1e-5)
 
 
-@given(config=shapes(), seed=st.integers(0, 2**40))
-def test_logits_agree_with_transformers_in_float64(config, seed):
+@given(delta=shapes(), seed=st.integers(0, 2**40))
+def test_logits_agree_with_transformers_in_float64(delta, seed):
+    config = TINY.override(delta)
     ours = build_model(config, seed=seed, dtype=torch.float64).eval()
-    theirs = stock(config).double()
+    theirs = stock(config, rope_parameters=rope(config)).double()
     theirs.load_state_dict(ours.state_dict())
     for module in theirs.modules():
         if type(module).__name__ == "LlamaRMSNorm":  # computes in float32 whatever it is given; ours does not
@@ -72,36 +73,52 @@ def test_logits_agree_with_transformers_in_float64(config, seed):
         assert (ours(tokens).logits - theirs(tokens).logits).abs().max() <= 1e-10
 
 
-def test_no_token_sees_a_later_one(config):
-    model = build_model(config, dtype=torch.float64).eval()
-    tokens = ids(config)
-    changed = tokens.clone()
-    changed[:, 9] = (changed[:, 9] + 1) % config.vocab_size
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+PUBLISHED = {
+    "linear scaling": (
+        {"rotary": {"type": "rope_linear", "factor": 4.0}},
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}},
+    ),
+    "YaRN": (
+        {"rotary": {"type": "rope_yarn", **YARN}},
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0, **YARN}},
+    ),
+    "NTK": (
+        {"rotary": {"type": "rope_ntk", "factor": 4.0}},
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0 * 4.0 ** (8 / 6)}},
+    ),
+    "GeGLU": ({"mlp": {"type": "geglu"}}, "LlamaForCausalLM", {"hidden_act": "gelu"}),
+    "Qwen3's QK-norm": ({"attention": {"type": "qk_norm"}}, "Qwen3ForCausalLM", {}),
+    "Mistral's sliding window": (
+        {"attention": {"type": "sliding_window", "window_size": 5}},
+        "MistralForCausalLM",
+        {"sliding_window": 5},
+    ),
+    "SmolLM3's layers without positions": (
+        {"num_hidden_layers": 4, "layers": {"every 2": {"rotary": {"type": "nope"}}}},
+        "SmolLM3ForCausalLM",
+        {"no_rope_layers": [1, 0, 1, 0]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("delta", "cls", "fields"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_blocks_are_those_of_published_models(delta, cls, fields):
+    config = TINY.override(delta)
+    ours = build_model(config).eval()
+    theirs = stock(config, getattr(transformers, cls), **fields)
+    theirs.load_state_dict(ours.state_dict())
+    tokens = ids(config, time=40)
     with torch.no_grad():
-        moved = (model(tokens).logits - model(changed).logits).abs().amax(dim=(0, 2))
-    assert (moved[:9] == 0).all()
-    assert (moved[9:] > 0).all()
-
-
-def test_every_parameter_gets_a_gradient(config):
-    model = build_model(config)
-    tokens = ids(config)
-    model(tokens, labels=tokens).loss.backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-def test_a_row_does_not_depend_on_its_batch(config):
-    model = build_model(config, dtype=torch.float64).eval()
-    tokens = ids(config, batch=3)
-    with torch.no_grad():
-        together, alone = model(tokens).logits[1], model(tokens[1:2]).logits[0]
-    assert torch.allclose(together, alone, atol=1e-12, rtol=0)
-
-
-def test_first_loss_is_near_chance(config):
-    tokens = ids(config, batch=8, time=32)
-    loss = build_model(config)(tokens, labels=tokens).loss.item()
-    assert math.log(config.vocab_size) - 0.1 < loss < math.log(config.vocab_size) + 1.0
+        got, want = ours(tokens).logits, theirs(tokens).logits
+    assert (got - want).abs().max() <= 1e-5
+    with torch.no_grad():  # and the test can tell: the control with the same tensors is another model
+        control = build_model(TINY.override({"num_hidden_layers": config.num_hidden_layers}))
+        control.load_state_dict(ours.state_dict(), strict=False)
+        assert (control(tokens).logits - want).abs().max() > 1e-3
 
 
 def test_loss_is_the_shifted_cross_entropy_by_hand():
@@ -114,42 +131,59 @@ def test_loss_is_the_shifted_cross_entropy_by_hand():
     assert model(tokens).loss is None
 
 
-def test_grouped_attention_contains_both_extremes():
-    """gqa with a kv head for each query is mha; gqa with one kv head is mqa: same numbers, not only same shapes."""
+def test_print_shows_transformers_own_tree():
+    """Of the real SmolLM2-135M: the same lines, but for the activation's class and what the rotary says of itself."""
+    config = ModelConfig.preset("smollm2-135m")
+    with torch.device("meta"):
+        theirs = str(stock(config))
+    ours = str(build_model(config, device="meta"))
+    ours = ours.replace("SiLU()", "SiLUActivation()").replace("(dim=64, theta=10000)", "()")
+    assert ours == theirs
+    assert re.search(r"\(q_proj\): Linear\(in_features=576, out_features=576, bias=False\)", ours)
+
+
+@pytest.mark.parametrize("form", ["ModelConfig", "dict", "LlamaConfig", "LlamaVariantConfig"])
+def test_models_take_every_form_of_a_configuration(form):
+    llama = LlamaVariantConfig.of(TINY).to_llama()
+    config = {
+        "ModelConfig": TINY,
+        "dict": TINY.to_dict(),
+        "LlamaConfig": llama,
+        "LlamaVariantConfig": LlamaVariantConfig.of(TINY),
+    }[form]
+    assert isinstance(llama, LlamaConfig)
+    model, inner = LlamaForCausalLM(config), LlamaModel(config)
+    reference = build_model(TINY)
+    inner.load_state_dict(reference.model.state_dict())
     tokens = ids(TINY)
-    for name, queries_per_kv in (("mha", 1), ("mqa", 6)):
-        grouped = build_model(TINY.override({"attention": {"queries_per_kv": queries_per_kv}}))
-        named = build_model(TINY.override({"attention": {"type": name}}))
-        assert torch.equal(grouped(tokens).logits, named(tokens).logits)
+    assert torch.equal(model(tokens).logits, reference(tokens).logits)  # the constructor draws the same values
+    assert torch.equal(reference.lm_head(inner(tokens)), reference(tokens).logits)
 
 
-@given(shift=st.integers(0, 500), near=st.integers(0, 30), theta=st.sampled_from([100.0, 1e4, 1e6]))
-def test_rotary_scores_depend_on_distance_only(shift, near, theta):
-    rotary = LlamaRotaryEmbedding(dim=16, theta=theta)
-    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-    def score(i: int, j: int) -> float:
-        turned = rotary(q, torch.tensor([[i]])), rotary(k, torch.tensor([[j]]))
-        return (turned[0] * turned[1]).sum().item()
-
-    assert score(near, 0) == pytest.approx(score(near + shift, shift), abs=1e-4)  # angles are float32
-
-
-def test_rotary_keeps_lengths_and_takes_both_layouts():
-    rotary = LlamaRotaryEmbedding(dim=8)
-    x = torch.randn(2, 3, 5, 8)
-    assert torch.allclose(rotary(x).norm(dim=-1), x.norm(dim=-1), atol=1e-5)
-    assert torch.equal(rotary(x)[:, 1], rotary(x[:, 1]))
-    assert torch.equal(rotary(x)[:, :, 0], x[:, :, 0])  # position 0 is not turned
-    with pytest.raises(ValueError, match="even"):
-        LlamaRotaryEmbedding(dim=7)
+def test_wrong_arguments_are_named():
+    model = build_model(TINY)
+    tokens = ids(TINY)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model()
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(tokens, inputs_embeds=torch.zeros(2, 16, 48))
+    with pytest.raises(ValueError, match=r"attention_mask must be \(batch, 16\).*received \(2, 15\)"):
+        model(tokens, attention_mask=torch.ones(2, 15))
 
 
-def test_attention_stands_alone():
-    config = TINY
-    alone = LlamaAttention(config)
-    x = torch.randn(2, 7, config.hidden_size)
-    shared = LlamaAttention(config, rotary=LlamaRotaryEmbedding(8, theta=10_000.0))
-    shared.load_state_dict(alone.state_dict())
-    assert torch.equal(alone(x), shared(x))
-    assert alone(x).shape == x.shape
+def test_embeddings_may_be_given_and_few_logits_asked_for():
+    model = build_model(TINY.override({"embedding": {"type": "scaled"}})).eval()
+    tokens = ids(TINY)
+    full = model(tokens).logits
+    assert torch.equal(model(inputs_embeds=model.model.embed_tokens(tokens)).logits, full)
+    assert torch.allclose(model(tokens, logits_to_keep=3).logits, full[:, -3:], atol=1e-6)
+    assert torch.equal(model(tokens, return_dict=False)[0], full)
+
+
+def test_first_loss_of_the_full_vocabulary():
+    """ln 49152 = 10.80; std 1/24 with a tied head starts higher."""
+    config = ModelConfig.preset("smollm2-135m").override({"num_hidden_layers": 2})
+    tokens = ids(config, batch=2, time=64)
+    with torch.no_grad():
+        loss = build_model(config)(tokens, labels=tokens).loss.item()
+    assert math.log(49_152) - 0.1 < loss < math.log(49_152) + 1.0

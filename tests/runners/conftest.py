@@ -18,6 +18,7 @@ model:
   num_hidden_layers: 2
   vocab_size: 300
   max_position_embeddings: 32
+  embedding: {type: plain}
   rotary: {type: rope, theta: 10000.0}
   attention: {type: gqa, num_attention_heads: 6, num_key_value_heads: 2, head_dim: 4}
   mlp: {type: swiglu, expansion: 8/3}

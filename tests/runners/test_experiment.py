@@ -263,5 +263,5 @@ def test_every_problem_of_a_base_has_its_line(project):
 
 def test_a_broken_base_is_reported_with_its_own_lines(project):
     file = edit(project, "theta: 10000.0", "theta: '10000'", "experiments/base/micro.yaml")
-    with pytest.raises(ConfigError, match=r"micro.yaml:8: model.rotary.theta: received '10000'"):
+    with pytest.raises(ConfigError, match=r"micro.yaml:9: model.rotary.theta: received '10000'"):
         load_plan(file)

@@ -41,7 +41,7 @@ def test_missing_causal_mask_is_named(batch, monkeypatch):
 
 
 def test_model_without_content_is_named(batch, monkeypatch):
-    monkeypatch.setattr(LlamaAttention, "forward", lambda self, x, rotation=None: torch.zeros_like(x))
+    monkeypatch.setattr(LlamaAttention, "forward", lambda self, x, *_: torch.zeros_like(x))
     with pytest.raises(RunInvalid, match="content"):
         preflight(build_model(TINY), batch)
 

@@ -1,0 +1,66 @@
+"""Weights in and out of transformers: any Llama in, and out what any transformers user can load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import LlamaForCausalLM as StockLlama
+
+from llama_variants.errors import ConfigError, Problem
+from llama_variants.model import LlamaForCausalLM, LlamaVariantConfig
+
+AutoConfig.register(LlamaVariantConfig.model_type, LlamaVariantConfig, exist_ok=True)
+AutoModelForCausalLM.register(LlamaVariantConfig, LlamaForCausalLM, exist_ok=True)
+
+
+def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **kwargs: Any) -> LlamaForCausalLM:
+    """A model of this package with published weights.
+
+    Args:
+        path: a folder that transformers can load, a hub id, or a GGUF file (which needs the extra ``[gguf]``).
+        dtype: of the weights.
+        kwargs: for transformers' ``from_pretrained``, e.g. ``revision``, or ``gguf_file`` inside a folder.
+
+    Raises:
+        ConfigError: when it is no Llama, or one that the registered blocks cannot express; or when weights are
+            missing from it, or left over.
+        OSError: when there is nothing to load.
+    """
+    if str(path).endswith(".gguf"):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        path, kwargs["gguf_file"] = Path(path).parent, Path(path).name
+    load: Any = AutoModelForCausalLM.from_pretrained  # whose stubs know nothing of output_loading_info
+    loaded, info = load(path, dtype=dtype, output_loading_info=True, **kwargs)
+    problems = [
+        Problem((kind,), ", ".join(sorted(map(str, found))[:5]), "a checkpoint with exactly the model's weights")
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if (found := info[kind])
+    ]
+    if not isinstance(loaded, LlamaForCausalLM | StockLlama):
+        problems = [Problem(("model_type",), repr(loaded.config.model_type), "llama or llama_variant")]
+    if problems:
+        raise ConfigError(problems, title=f"{path} cannot be loaded:")
+    return loaded if isinstance(loaded, LlamaForCausalLM) else _of_stock(loaded)
+
+
+def _of_stock(loaded: StockLlama) -> LlamaForCausalLM:
+    """The same computation out of our blocks, with the very same tensors."""
+    config = LlamaVariantConfig.of(loaded.config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return nn.Module.eval(model)
+
+
+def save_pretrained(model: LlamaForCausalLM, folder: str | Path, *, tokenizer: Any = None) -> None:
+    """Write ``model``, and its tokenizer where one is given, as :meth:`LlamaForCausalLM.save_pretrained` does."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
