@@ -139,7 +139,7 @@ def _columns(table: Sequence[Sequence[str]], left: int) -> list[str]:
 def blocks_table() -> list[dict[str, str]]:
     """Every registered block: ``family``, ``type``, ``fields``, ``what`` it is and its ``source``.
 
-    The last two are the first paragraph and the ``Source:`` of its docstring.
+    The last two are the first sentences of its docstring and of the ``Source:`` in it.
     """
     return [
         {
@@ -154,9 +154,14 @@ def blocks_table() -> list[dict[str, str]]:
 
 
 def _docstring(text: str) -> dict[str, str]:
-    text = " ".join(text.partition("Args:")[0].split())
-    what = re.split(r"\. |\.$", text.partition(" Source:")[0], maxsplit=1)[0]
-    return {"what": what, "source": text.partition("Source: ")[2].removesuffix(".")}
+    text = " ".join(text.partition("Args:")[0].split()).replace("``", "`")
+    what, _, source = text.partition(" Source: ")
+    return {"what": _sentence(what), "source": _sentence(source)}
+
+
+def _sentence(text: str) -> str:
+    """The first one, without its full stop."""
+    return re.split(r"\. (?=[A-Z])|\.$", text, maxsplit=1)[0]
 
 
 def blocks_markdown() -> str:

@@ -168,11 +168,16 @@ def test_the_example_block_passes_the_suite_that_picks_it_up(tmp_path):
     block = textwrap.dedent(contributing.split("   ```python\n")[1].split("   ```\n")[0])
     target = tmp_path / "llama_variants/blocks/mlp.py"
     target.write_text(target.read_text() + "\n\n" + block)
+    table = tmp_path / "llama_variants/blocks/README.md"
+    assert "python -m runners blocks --markdown > llama_variants/blocks/README.md" in contributing
+    blocks_page = [sys.executable, "-m", "runners", "blocks", "--markdown"]
+    table.write_text(subprocess.run(blocks_page, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    assert "| `relu` | intermediate_size | down(relu(up(x))) | arXiv:1706.03762 |" in table.read_text()
     commands = (
         ["ruff", "check", "llama_variants"],
         ["ruff", "format", "--check", "llama_variants"],
         ["mypy"],
-        ["pytest", "-q", "tests/llama_variants", "tests/runners/test_health.py"],
+        ["pytest", "-q", "-m", "not slow", "tests/llama_variants", "tests/runners/test_health.py"],
     )
     for module, *arguments in commands:
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tmp_path, capture_output=True, text=True)

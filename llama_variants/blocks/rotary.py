@@ -203,9 +203,10 @@ def _ntk_theta(theta: float, factor: float, dim: int) -> float:
 class YarnRotaryEmbedding(LlamaRotaryEmbedding):
     """YaRN: fast pairs keep their angles, slow ones are interpolated, with a ramp between; attention is sharpened.
 
-    A pair that turns more than ``beta_fast`` times over ``original_max_position_embeddings`` tokens keeps its angle,
-    one that turns less than ``beta_slow`` times has it divided by ``factor``. Cosines and sines are multiplied by
-    0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the ramp's ends rounded outwards as in transformers.
+    Differs from the control by its angles. A pair that turns more than ``beta_fast`` times over
+    ``original_max_position_embeddings`` tokens keeps its angle, one that turns less than ``beta_slow`` times has it
+    divided by ``factor``. Cosines and sines are multiplied by 0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the
+    ramp's ends rounded outwards as in transformers.
     """
 
     class Config(RopeConfig):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 from torch import nn
 
@@ -37,6 +39,30 @@ def test_wrong_base_and_missing_config():
     assert registry.names == []
 
 
+@pytest.mark.parametrize("name", ["", "Upper", "with-hyphen", "1st", "a b"])
+def test_a_name_that_no_yaml_should_say(name):
+    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    with pytest.raises(ValueError, match="lower-case letters"):
+        registry.register(name)(member())
+
+
+def test_versions_of_our_own_blocks_are_declared_and_those_of_others_read_from_their_file(tmp_path, monkeypatch):
+    assert FAMILIES["mlp"].version("swiglu") == "1"
+    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    text = (
+        "from torch import nn\nfrom llama_variants.registry import BlockConfig\n"
+        "class Block(nn.Module):\n    class Config(BlockConfig):\n        pass\n"
+    )
+    versions = set()
+    monkeypatch.syspath_prepend(tmp_path)
+    for i, ending in enumerate(("", "# a comment is a change too: better once too often than once too few\n")):
+        (tmp_path / f"plugin_{i}.py").write_text(text + ending)
+        registry.register(f"b{i}")(importlib.import_module(f"plugin_{i}").Block)
+        versions.add(registry.version(f"b{i}"))
+    assert len(versions) == 2
+    assert all(version.startswith("1-") for version in versions)
+
+
 def test_unknown_name_says_what_there_is():
     with pytest.raises(ConfigError, match=r"did you mean 'swiglu'\? one of swiglu"):
         FAMILIES["mlp"]["swigu"]
@@ -47,5 +73,7 @@ def test_members_carry_their_name_and_say_what_they_are(family):
     registry = FAMILIES[family]
     for name in registry.names:
         assert registry.config_class(name).type == name
-        assert registry[name].__doc__
+        doc = registry[name].__doc__
+        assert "Source: " in doc
+        assert "the control" in doc or "Differs from" in doc or "Equal to the control" in doc, doc
         assert registry.config_class(name).__doc__

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from llama_variants import ConfigError, ModelConfig, build_model
 from runners.experiment import load_base, load_plan, seed_of
@@ -16,6 +20,19 @@ from tests.conftest import ROOT
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 BASES = sorted((ROOT / "experiments/base").glob("*.yaml"))
 SMOLLM2_DECLARED = {"control": 134_515_008, "mha": 147_786_048, "mqa": 130_091_328}
+
+
+SEQ_LEN = 64
+
+
+@cache  # the control and the checks are in every plan
+def built(model: str) -> tuple[int, float]:
+    """Parameters of the model as it is built, and FLOPs per token as torch counts them."""
+    built = build_model(ModelConfig.from_dict(json.loads(model)), device="meta")
+    tokens = torch.zeros(1, SEQ_LEN, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        built(tokens).logits.sum().backward()
+    return sum(p.numel() for p in built.parameters()), counter.get_total_flops() / SEQ_LEN
 
 
 def arms(plan) -> dict[str, int]:
@@ -28,8 +45,9 @@ def test_every_experiment_plans_on_every_base_at_its_exact_cost(file, base):
     plan = load_plan(file, base=base.stem)
     assert plan.arms[0].name == "control"
     for arm in plan.arms:
-        model = build_model(arm.recipe.model, device="meta")
-        assert arm.recipe.num_params == sum(p.numel() for p in model.parameters()), arm.name
+        params, flops = built(json.dumps(arm.recipe.model.to_dict()))
+        assert arm.recipe.num_params == params, arm.name
+        assert arm.recipe.model.flops_per_token(SEQ_LEN, causal=False) == pytest.approx(flops, rel=0.01), arm.name
     keys = [run.key for run in plan.runs()]
     assert len(set(keys)) == len(keys)  # no run stands for two
 

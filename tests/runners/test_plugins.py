@@ -1,0 +1,143 @@
+"""Blocks of somebody else's, named by a YAML: no line of the project is touched."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from llama_variants import ConfigError
+from llama_variants.errors import check
+from runners.experiment import ExperimentFile, load_plan
+from tests.conftest import ROOT
+
+EXPERIMENT = """
+name: plugged
+version: 1
+question: Does another block do?
+base: micro
+plugins: [my_blocks]
+variants:
+  relu: {model: {mlp: {type: relu, intermediate_size: 64}}}
+  both: {model: {attention: {type: qk_norm_sliding, window_fraction: 1/4}}}
+  theta: {model: {rotary: {theta: 100.0}}}
+"""
+
+BOTH = '''
+from typing import ClassVar
+
+from llama_variants.blocks.attention import QKNormAttention, SlidingWindowAttention
+from llama_variants.registry import ATTENTION
+
+
+@ATTENTION.register("qk_norm_sliding")
+class Both(QKNormAttention, SlidingWindowAttention):
+    """Two options at once. Differs from the control by both. Source: Gemma 3 (arXiv:2503.19786)."""
+
+    class Config(QKNormAttention.Config, SlidingWindowAttention.Config):
+        """The window and the grouping."""
+
+        alternatives: ClassVar = SlidingWindowAttention.Config.alternatives
+'''
+
+
+def contributing() -> str:
+    """The documented example as a module: the imports and the class of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    block, imports = (textwrap.dedent(code) for code in re.findall(r"```python\n(.*?) *```", text, flags=re.DOTALL))
+    assert block.startswith("@MLP.register")
+    return imports + "\n\n" + block
+
+
+@pytest.fixture
+def plugged(project: Path) -> Path:
+    (project / "experiments/plugged.yaml").write_text(EXPERIMENT)
+    (project / "experiments/my_blocks.py").write_text(contributing() + BOTH)
+    return project
+
+
+def plan(cli) -> dict[str, dict]:
+    done = cli("plan", "experiments/plugged.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    return {row["arm"]: row for row in json.loads(done.stdout)["arms"]}
+
+
+def test_the_checklist_is_short():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    checklist = text.split("## Add a block")[1].split("**Without")[0]
+    prose = re.sub(r"```.*?```", "", checklist, flags=re.DOTALL).strip().splitlines()
+    assert len([line for line in prose if line.strip()]) < 30
+
+
+def test_a_plan_knows_its_costs_and_its_diff(cli, plugged):
+    rows = plan(cli)
+    assert rows["relu"]["diff"]["model.mlp.type"] == ["swiglu", "relu"]
+    assert rows["relu"]["num_params"] == rows["control"]["num_params"] - 2 * 24 * 64
+    assert rows["both"]["diff"]["model.attention.window_size"] == [None, 8]
+    assert rows["both"]["num_params"] == rows["control"]["num_params"] + 2 * 2 * 4
+    assert rows["both"]["flops_per_token"] < rows["control"]["flops_per_token"]
+
+
+@pytest.mark.slow
+def test_workers_train_it_and_an_edit_trains_it_again(cli, plugged):
+    done = cli("run", "experiments/plugged.yaml", "--jobs", 2, "--seeds", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^relu +1 ", done.stdout, flags=re.MULTILINE)
+    assert len(list(plugged.glob("runs/*/config.yaml"))) == 5
+    assert "5 runs, 0 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
+    with (plugged / "experiments/my_blocks.py").open("a") as file:
+        file.write("# an edit\n")
+    # The two that use it are to be made again; the control, its check and the other variant stand.
+    assert "5 runs, 2 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (None, ["plugins.0: received 'my_blocks', which raises ModuleNotFoundError", "or lies beside this file"]),
+        ("import nothing_of_that_name", ["No module named 'nothing_of_that_name'", "my_blocks.py:1"]),
+        ("1 / 0", ["ZeroDivisionError: division by zero", "my_blocks.py:1"]),
+        ("def", ["SyntaxError"]),
+        (
+            "from llama_variants.blocks.mlp import LlamaMLP\nfrom llama_variants.registry import MLP\n"
+            "@MLP.register('swiglu')\nclass Mine(LlamaMLP):\n    class Config(LlamaMLP.Config): pass\n",
+            ["mlp block 'swiglu' is registered twice", "blocks/mlp.py", "my_blocks.py:3"],
+        ),
+        (
+            "from llama_variants.registry import MLP\n@MLP.register('relu')\nclass Mine:\n    pass\n",
+            ["mlp block 'relu' must derive from Module", "my_blocks.py:2"],
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_named(plugged, monkeypatch, module, says):
+    monkeypatch.chdir(plugged)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    importlib.invalidate_caches()
+    file = plugged / "experiments/my_blocks.py"
+    file.unlink() if module is None else file.write_text(module)
+    with pytest.raises(ConfigError) as caught:
+        load_plan(plugged / "experiments/plugged.yaml")
+    for words in ["plugged.yaml:6", *says]:
+        assert words in str(caught.value)
+
+
+def test_a_cost_that_is_wrong_is_found_before_anything_runs(cli, plugged):
+    file = plugged / "experiments/my_blocks.py"
+    file.write_text(file.read_text().replace("self.intermediate_size) * 2", "self.intermediate_size) * 3"))
+    done = cli("run", "experiments/plugged.yaml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "plugged.yaml:8: variants.relu.model: received" in done.stderr
+    assert "a plugin's cost() is wrong" in done.stderr
+    assert not (plugged / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../my_blocks", "my blocks", "os; import", "", "3"])
+def test_a_plugin_is_a_module_s_name(name):
+    _, problems = check(ExperimentFile, {"name": "a", "version": 1, "question": "?", "base": "b", "plugins": [name]})
+    assert [problem.path for problem in problems] == [("plugins", 0)]
