@@ -22,6 +22,7 @@ from llama_variants.blocks.attention import visible
 from llama_variants.config import ModelConfig
 from llama_variants.registry import EMBEDDING, HEAD, INIT, NORM, RESIDUAL, ROTARY
 
+_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 IGNORED = -100
 """Label of a position that is not predicted, as everywhere in transformers."""
 
@@ -104,14 +105,14 @@ class LlamaModel(nn.Module):
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "#b t"] | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Float[Tensor, "b t d"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Hidden states (b, t, d) after the final norm; arguments as for :meth:`LlamaForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, d)
-        time, past = x.shape[1], past_key_values.get_seq_length() if past_key_values is not None else 0
+        time, past = x.shape[1], cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
             position_ids = torch.arange(past, past + time, device=x.device)[None]  # (1, t)
         padding = _padding(attention_mask, past + time)
@@ -124,7 +125,7 @@ class LlamaModel(nn.Module):
                 rotations[rotary] = rotary.rotation(position_ids)
             if window not in masks:
                 masks[window] = visible(time, past, window, padding, x.device)
-            x = layer(x, rotations[rotary], masks[window], past_key_values)
+            x = layer(x, rotations[rotary], masks[window], cache)
         return self.norm(x)
 
 
@@ -187,12 +188,13 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "#b t"] | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Float[Tensor, "b t d"] | None = None,
         labels: Int[Tensor, "b t"] | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         return_dict: bool = True,
+        past_key_values: Any = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, and the mean next-token loss where labels are given.
 
@@ -200,30 +202,33 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: token ids (b, t).
             attention_mask: (b, s), 0 where a key is padding. Without it nothing is.
             position_ids: (1 or b, t); counted from the cache's end when None.
-            past_key_values: a transformers Cache with the keys and values of earlier positions.
+            cache: a transformers Cache with the keys and values of earlier positions.
             inputs_embeds: (b, t, d) instead of ``input_ids``.
             labels: token ids (b, t), not shifted; position i is predicted from positions before it; -100 is ignored.
             use_cache: give back a cache; a new one where none is given.
             logits_to_keep: compute logits for the last so many positions only; all of them at 0.
             return_dict: False gives a tuple.
+            past_key_values: what ``cache`` was called before transformers 5.24.
 
         Returns:
-            ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None; and, where it is
-            used, the cache as ``past_key_values``.
+            ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None; and the cache,
+            where one is used, under the name that this version of transformers has for it.
 
         Raises:
             ValueError: for both or neither of ``input_ids`` and ``inputs_embeds``, and for a mask of another shape.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        x = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        x = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds)
         logits = self.lm_head(x[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             # The labels are shifted, not the logits: cutting the last position off would copy all of them.
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values if use_cache else None)
+        kept: dict[str, Any] = {_CACHE: cache if use_cache else None}
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
         return out if return_dict else out.to_tuple()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]

@@ -41,10 +41,39 @@ def copy_tracked(folder: Path) -> None:
         shutil.copy2(ROOT / name, folder / name)  # with its time: make must not think the environment old
 
 
-def test_python_example_prints_what_stands_below_it():
-    (code,) = blocks(README, "python")
+CODES = blocks(README, "python")
+
+
+@pytest.mark.slow  # one of them needs the published weights
+@pytest.mark.parametrize("code", CODES, ids=range(len(CODES)))
+def test_python_examples_print_what_stands_below_them(code):
     expected = README.split(code)[1].split("```\n")[2]
+    if "cache/files" in code:
+        subprocess.run([sys.executable, "-m", "runners", "weights"], cwd=ROOT, check=True)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == expected
+
+
+def test_every_public_class_has_an_example():
+    import llama_variants
+
+    named = set(re.findall(r"\w+", " ".join(CODES)))
+    assert set(llama_variants.__all__) - named == {"ConfigError"}
+
+
+def test_one_liners_and_the_doctor_print_what_they_should():
+    lines = [line for block in blocks(README) for line in block.splitlines() if line.startswith(".venv/bin/python -c ")]
+    outputs = [
+        subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for line in lines
+    ]
+    tree, pattern, shape = outputs
+    assert "(0-29): 30 x LlamaDecoderLayer(" in tree
+    assert pattern == "nope\n"
+    assert shape == "torch.Size([1, 8, 64])\n"
+    (doctor,) = [block for block in blocks(README) if block.startswith("$ .venv/bin/python -m runners doctor")]
+    command, _, expected = doctor.partition("\n")
+    done = subprocess.run(["bash", "-c", command[2:]], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == expected
 
 
@@ -144,14 +173,20 @@ def test_a_newcomer_s_commands(tmp_path):
         server.wait(30)
 
 
-def test_the_schema_example_plans(tmp_path):
+def test_the_schema_examples_plan(tmp_path):
     from runners.experiment import load_plan
 
-    (yaml,) = blocks((ROOT / "experiments/README.md").read_text(), "yaml")
-    (tmp_path / "example.yaml").write_text(yaml)
+    whole, layers = blocks((ROOT / "experiments/README.md").read_text(), "yaml")
+    (tmp_path / "example.yaml").write_text(whole)
     plan = load_plan(tmp_path / "example.yaml")
     assert [arm.name for arm in plan.arms if arm.role == "variant"] == ["mha", "mha/params", "mqa", "mqa/params"]
     assert [len(arm.runs) for arm in plan.arms if arm.role == "variant"] == [3, 3, 5, 5]
+    (tmp_path / "layers.yaml").write_text(whole.split("match:")[0] + layers)
+    arms = {arm.name: arm.recipe.model for arm in load_plan(tmp_path / "layers.yaml").arms}
+    assert [arms["nope_every_4"].layer(i).rotary.type for i in (2, 3, 4, 7)] == ["rope", "nope", "rope", "nope"]
+    windows = [arms["local_global"].layer(i).attention.window(arms["local_global"]) for i in range(4)]
+    assert windows == [256, 256, 256, None]
+    assert [arms["wide_ends"].layer(i).mlp.width(576) for i in (0, 1, 29)] == [2304, 1536, 2304]
 
 
 def test_every_experiment_is_in_the_index():

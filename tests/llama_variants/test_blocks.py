@@ -26,8 +26,8 @@ from tests.llama_variants.models import TINY, ids
 X = torch.randn(2, 12, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def block(family, name: str, **fields):
-    config = TINY.override({family.family: {"type": name, **fields}})
+def block(family, name: str, eps: float = 1e-5, **fields):
+    config = TINY.override({family.family: {"type": name, **fields}, "norm": {"eps": eps}})
     return family[name](config).double()
 
 
@@ -118,15 +118,14 @@ def test_a_window_as_wide_as_the_text_is_the_control():
 
 
 def test_qk_norm_makes_scores_blind_to_scale():
-    attention = block(ATTENTION, "qk_norm")
-    before = attention(X)
-    with torch.no_grad():
-        attention.q_proj.weight *= 7
-        attention.k_proj.weight *= 0.1
-    assert torch.allclose(attention(X), before, atol=1e-3)  # eps is the difference
-    control = block(ATTENTION, "gqa")
+    attention, control = block(ATTENTION, "qk_norm", eps=1e-12), block(ATTENTION, "gqa")
     control.load_state_dict(attention.state_dict(), strict=False)
-    assert not torch.allclose(control(X), before, atol=1e-3)
+    before, plain = attention(X), control(X)
+    with torch.no_grad():
+        for projection in (attention.q_proj, control.q_proj):
+            projection.weight *= 7
+    assert torch.allclose(attention(X), before, atol=1e-9)
+    assert not torch.allclose(control(X), plain, atol=1e-2)
 
 
 def test_gated_output_by_the_formula():

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llama_variants import LlamaForCausalLM, LlamaMLP, ModelConfig, build_model
+from llama_variants.model import _CACHE
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 
 
@@ -98,8 +99,8 @@ def test_logits_with_a_cache_are_those_without(config):
     with torch.no_grad():
         want, cache, got = model(tokens).logits, None, []
         for piece in tokens.split([7, 1, 9, 3], dim=1):
-            out = model(piece, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(piece, cache=cache, use_cache=True)
+            cache = out[_CACHE]
             got.append(out.logits)
     assert torch.allclose(torch.cat(got, dim=1), want, atol=1e-10, rtol=0)
     assert cache.get_seq_length() == 20

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_SEED
+from llama_variants import ModelConfig, build_model
+from runners.cli import main
+from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
 
 EXPERIMENT = "experiments/micro_theta.yaml"
@@ -202,3 +205,66 @@ def test_wrong_input_ends_in_2_and_leaves_nothing_behind(cli, project, arguments
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert sorted(project.rglob("*")) == before
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Runs a verb in this process, at the project's root."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_doctor_says_what_a_model_costs(here):
+    code, text, _ = here("doctor", "--model", "smollm2-135m")
+    assert code == 0
+    assert "134,515,008, all trainable" in text
+    code, text, _ = here("doctor", "--set", "head.type=untied", "--set", "layers.every 4.rotary.type=nope", "--json")
+    data = json.loads(text)
+    assert data["params"]["total"] == 162_826_560
+    assert [row["count"] for row in data["rows"]] == [1, 23, 7, 1, 1]
+    assert "in windows of 32 tokens" in here("doctor", "--model", "experiments/base/tiny.yaml", "--seq-len", "32")[1]
+
+
+def test_doctor_reads_a_saved_model(here, tmp_path):
+    config = ModelConfig.preset("smollm2-135m").override({"num_hidden_layers": 1, "vocab_size": 300})
+    for name, delta in (("stock", {}), ("variant", {"mlp": {"type": "relu2"}})):
+        build_model(config.override(delta)).save_pretrained(tmp_path / name)
+        code, text, _ = here("doctor", "--model", str(tmp_path / name))
+        assert code == 0
+        assert f"{config.override(delta).num_params:,}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("doctor", "--model", "smollm2-153m"), "did you mean 'smollm2-135m'?"),
+        (("doctor", "--model", "tests"), "a folder that transformers can load"),
+        (("doctor", "--model", "absent.yaml"), "No such file"),
+        (("doctor", "--set", "head"), "PATH=VALUE"),
+        (("doctor", "--set", "head.tpye=untied"), "did you mean 'type'?"),
+        (("doctor", "--set", "mlp.expansion=[1"), "--set mlp.expansion"),
+        (("doctor", "--set", "head=tied"), "a mapping with `type`"),
+        (("doctor", "--set", "norm.eps='1e-5'"), "received '1e-5' (text)"),
+        (("doctor", "--set", "head=1", "--set", "head.type=tied"), "one value for 'head', not two"),
+        (("weights", "--base", "tiny"), "only that comes with weights"),
+        (("weights", "--base", "tinny"), "did you mean 'tiny'?"),
+    ],
+)
+def test_wrong_words_to_the_other_verbs(here, arguments, says):
+    code, out, errors = here(*arguments)
+    assert (code, out) == (2, "")
+    assert says in errors
+
+
+def test_blocks_are_listed(here):
+    assert "qk_norm" in here("blocks")[1]
+    rows = json.loads(here("blocks", "--json")[1])
+    assert {"family": "norm", "type": "rms", "fields": "eps"}.items() <= rows[
+        [r["type"] for r in rows].index("rms")
+    ].items()
+    assert here("blocks", "--markdown")[1] == (ROOT / "llama_variants/blocks/README.md").read_text()

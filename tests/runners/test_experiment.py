@@ -73,6 +73,24 @@ def test_head_grouping_at_full_size():
     assert by_name["mqa"].expect == "worse"
 
 
+def test_another_kind_of_mlp_is_matched_by_its_width():
+    by_name = {arm.name: arm for arm in load_plan(ROOT / "experiments/mlp_activation.yaml").arms}
+    assert "geglu/params" not in by_name  # as many as the control's already
+    matched = by_name["relu2/params"]
+    assert matched.recipe.num_params == SMOLLM2_DECLARED["control"]  # two projections of 3/2 the width
+    assert matched.diff == {"model.mlp.type": ("swiglu", "relu2"), "model.mlp.intermediate_size": (1536, 2304)}
+
+
+def test_a_layer_s_difference_is_held_against_the_control_s_value():
+    by_name = {arm.name: arm for arm in load_plan(ROOT / "experiments/position_pattern.yaml").arms}
+    at = "model.layers.3,7,11,15,19,23,27.rotary"
+    assert by_name["nope_every_4"].diff == {f"{at}.type": ("rope", "nope")}
+    windows = {arm.name: arm for arm in load_plan(ROOT / "experiments/sliding_window.yaml").arms}
+    assert windows["local_global"].diff["model.attention.window_size"] == (None, 256)
+    flops = [windows[name].recipe.flops_per_token for name in ("local", "local_global", "control")]
+    assert flops == sorted(flops)
+
+
 def test_runs_are_interleaved_and_seeds_disjoint():
     plan = load_plan(ROOT / "experiments/demo.yaml")
     order = [run.arm for run in plan.runs()]
