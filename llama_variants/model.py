@@ -92,13 +92,18 @@ class LlamaModel(nn.Module):
         config = ModelConfig.of(config)
         self.embed_tokens = EMBEDDING[config.embedding.type](config)
         self.layers = nn.ModuleList()
-        rotaries: dict[Any, nn.Module] = {}  # one for each distinct encoding, shared by the layers that have it
+        own = (config.rotary, config.attention_head_dim)
+        rotaries: dict[Any, nn.Module] = {
+            own: _rotary(config)
+        }  # one for each encoding, shared by the layers that have it
         for index in range(config.num_hidden_layers):
             layer = config.layer(index)
             rotary = rotaries.setdefault((layer.rotary, layer.attention_head_dim), _rotary(layer))
             self.layers.append(RESIDUAL[layer.residual.type](layer, index, rotary=rotary))
         self.norm = NORM[config.norm.type].from_config(config.norm, config.hidden_size)
-        self.rotary_emb = rotaries.get((config.rotary, config.attention_head_dim)) or _rotary(config)
+        self.rotary_emb = rotaries.pop(own)
+        if rotaries:  # of single layers
+            self.layer_rotary_embs = nn.ModuleList(rotaries.values())
 
     def forward(
         self,
@@ -157,6 +162,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _no_split_modules = ["LlamaDecoderLayer"]
     _supports_sdpa = True
+    accepts_loss_kwargs = True  # tells transformers' Trainer of num_items_in_batch
 
     def __init__(self, config: Any) -> None:
         super().__init__(LlamaVariantConfig.of(config))
@@ -194,6 +200,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         logits_to_keep: int = 0,
         return_dict: bool = True,
+        num_items_in_batch: Tensor | int | None = None,
         past_key_values: Any = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, and the mean next-token loss where labels are given.
@@ -208,6 +215,8 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: give back a cache; a new one where none is given.
             logits_to_keep: compute logits for the last so many positions only; all of them at 0.
             return_dict: False gives a tuple.
+            num_items_in_batch: predicted tokens of the whole batch that these rows are part of; the loss is then their
+                sum over it, so that accumulated gradients are those of the whole. The mean over these rows without it.
             past_key_values: what ``cache`` was called before transformers 5.24.
 
         Returns:
@@ -226,7 +235,11 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             # The labels are shifted, not the logits: cutting the last position off would copy all of them.
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+            )
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         kept: dict[str, Any] = {_CACHE: cache if use_cache else None}
         out = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
         return out if return_dict else out.to_tuple()

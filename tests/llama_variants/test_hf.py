@@ -173,6 +173,30 @@ def test_transformers_trainer_fine_tunes(name, tmp_path):
         assert torch.equal(load_pretrained(tmp_path / "saved")(tokens).logits, model.eval()(tokens).logits)
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    """Rows with unequal numbers of predicted tokens, in one piece and in four: the same step, and the stock model's."""
+    build_model(TINY).save_pretrained(tmp_path / "model")
+    rows = [{"input_ids": row, "labels": row.clone()} for row in ids(TINY, batch=4)]
+    for row, length in zip(rows, (2, 14, 8, 4), strict=True):
+        row["labels"][length:] = -100
+
+    def step(load, pieces: int) -> tuple[float, torch.Tensor]:
+        model = load(tmp_path / "model")
+        arguments = TrainingArguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=4 // pieces, gradient_accumulation_steps=pieces,
+            learning_rate=1.0, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True,
+            report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], model.model.layers[0].mlp.up_proj.weight.detach()
+
+    results = [step(load, pieces) for load in (load_pretrained, StockLlama.from_pretrained) for pieces in (1, 4)]
+    for loss, weight in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-4)
+        assert torch.allclose(weight, results[0][1], atol=1e-6)
+
+
 def test_lm_eval_accepts_a_variant(tmp_path):
     """Its HF wrapper scores and generates; the score is the sum of log-probabilities."""
     from lm_eval.api.instance import Instance
