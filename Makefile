@@ -21,6 +21,7 @@ setup: .venv/.ready  ## make .venv with every pinned package (done by the other 
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "error: Python 3.11 or later is needed, this is %d.%d; name another with PYTHON=" % v[:2])'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv (on Debian: the package python3-venv)"; exit 1; }
 	$(PYTHON) -m venv .venv
+	@echo "installing the pinned packages into .venv: some minutes, the first time"
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock || { echo "error: a pinned package could not be had; pip says which above"; exit 1; }
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

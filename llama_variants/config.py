@@ -85,9 +85,25 @@ class ModelConfig(StrictModel):
             return cls.of(config.blocks)
         if not isinstance(config, Mapping) and hasattr(config, "to_dict"):
             config = config.to_dict()
-        if isinstance(config, Mapping) and ("num_attention_heads" in config or "model_type" in config):
-            return cls.from_dict(stock.from_llama(config))
-        return cls.from_dict(config)
+        try:
+            if isinstance(config, Mapping) and not config.keys() & FAMILIES.keys():
+                return cls.from_dict(stock.from_llama(config))
+            return cls.from_dict(config)
+        except ConfigError as error:
+            forms = "a configuration is a ModelConfig, all of its fields (to_dict()), or a transformers LlamaConfig's"
+            raise ConfigError(error.problems, title=error.title or forms) from None
+
+    def block(self, family: str, cls: Any) -> Any:
+        """The Config of ``family``, for the class ``cls`` that is being built from it.
+
+        Raises ConfigError when it is another block's: built from it, ``cls`` would pass for what it is not.
+        """
+        config = getattr(self, family)
+        if not isinstance(config, cls.Config) and config.type not in vars(cls).get("also", ()):
+            allowed = f"{cls.Config.type}, which is what {cls.__name__} computes; or build {config.type}'s own class, "
+            allowed += f"registry.{family.upper()}[{config.type!r}]"
+            raise ConfigError([Problem((family, "type"), repr(config.type), allowed)])
+        return config
 
     def override(self, delta: Any) -> ModelConfig:
         """This configuration with the mapping ``delta`` merged in. Raises ConfigError with every problem of ``delta``.

@@ -30,9 +30,10 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **k
             missing from it, or left over.
         OSError: when there is nothing to load.
     """
+    local = isinstance(path, Path) or path.startswith(("/", ".", "~")) or path.endswith(".gguf")
+    if local and not Path(path).exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
     if str(path).endswith(".gguf"):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no such file: {path}")
         path, kwargs["gguf_file"] = Path(path).parent, Path(path).name
     load: Any = AutoModelForCausalLM.from_pretrained  # whose stubs know nothing of output_loading_info
     loaded, info = load(path, dtype=dtype, output_loading_info=True, **kwargs)

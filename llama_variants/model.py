@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llama_variants import stock
 from llama_variants.blocks.attention import visible
 from llama_variants.config import ModelConfig
+from llama_variants.errors import ConfigError
 from llama_variants.registry import EMBEDDING, HEAD, INIT, NORM, RESIDUAL, ROTARY
 
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -39,8 +40,13 @@ class LlamaVariantConfig(PreTrainedConfig):
     model_type = "llama_variant"
 
     def __init__(self, variant: Mapping[str, Any] | None = None, seed: int = 0, **kwargs: Any) -> None:
-        blocks = ModelConfig.from_dict(variant) if variant is not None else ModelConfig.preset("smollm2-135m")
+        try:
+            blocks = ModelConfig.from_dict(variant) if variant is not None else ModelConfig.preset("smollm2-135m")
+        except ConfigError as error:
+            title = "this model's configuration (a plugin's blocks are known once its module is imported):"
+            raise ConfigError(error.problems, title=title) from None
         self.variant = blocks.to_dict()
+        self.note = "import llama_variants, and transformers' Auto classes load this"
         self.seed = seed
         # What transformers' own code reads from any config.
         self.vocab_size = blocks.vocab_size
@@ -176,6 +182,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         blocks = self.config.blocks
         scheme = INIT[blocks.init.type](blocks)
         for prefix, module in self.named_modules():
+            scheme.check(module, f"{prefix}.")
             own = list(module.parameters(recurse=False))
             tied = module is self.lm_head and blocks.head.tied
             if tied or any(p.is_meta or getattr(p, "_is_hf_initialized", False) for p in own):

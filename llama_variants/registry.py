@@ -74,6 +74,10 @@ class BlockConfig(StrictModel):
     """Fields to try the block with in the control's place, where it demands some that the control lacks: the tests
     build it so, and the table of blocks shows it so."""
 
+    def __repr_name__(self) -> str:
+        """The block's name, where a configuration is printed."""
+        return getattr(self, "type", type(self).__name__)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as written, with ``type`` first."""
         return {"type": self.type, **self.model_dump(exclude_none=True)}
@@ -145,6 +149,8 @@ class Registry(Generic[T]):
             config = vars(cls).get("Config")
             if not (isinstance(config, type) and issubclass(config, BlockConfig)):
                 raise TypeError(f"{_place(cls)}: {what} needs a Config(BlockConfig) of its own")
+            if config.cost is BlockConfig.cost:
+                raise TypeError(f"{_place(cls)}: {what} needs a cost() in its Config, or FreeConfig for one without")
             if name in self._entries:
                 raise ValueError(f"{what} is registered twice: {_place(self._entries[name].cls)} and {_place(cls)}")
             config.type = name

@@ -9,9 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llama_variants.errors import ConfigError, Problem, show
+from transformers import LlamaConfig
+
+from llama_variants.errors import ConfigError, Problem, one_of, show
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
+_READ = (
+    *(
+        "max_position_embeddings",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "hidden_act",
+    ),
+    *("initializer_range", "rope_parameters", "rope_scaling", "rope_theta"),
+    *("attention_bias", "mlp_bias", "attention_dropout"),
+)
 _MUST_BE = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -35,6 +49,13 @@ def from_llama(llama: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: with everything that this package's blocks cannot express.
     """
     problems = [Problem((name,), "nothing", "a whole number") for name in _REQUIRED if llama.get(name) is None]
+    if "model_type" not in llama:  # typed by hand: in a config.json anything may stand
+        known = {*_REQUIRED, *_READ, *LlamaConfig().to_dict()}
+        problems += [
+            Problem((name,), f"unknown key {name!r}", one_of(name, sorted({*_REQUIRED, *_READ})))
+            for name in llama
+            if name not in known
+        ]
     if llama.get("model_type", "llama") != "llama":
         problems.append(Problem(("model_type",), show(llama["model_type"]), "llama"))
     for name, values in _MUST_BE.items():

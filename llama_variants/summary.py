@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
 
 from llama_variants.config import ModelConfig
 from llama_variants.registry import FAMILIES, LAYERED, Cost
@@ -180,6 +182,30 @@ def blocks_markdown() -> str:
             if row["family"] == family
         ]
     return "\n".join(lines) + "\n"
+
+
+def block_text(name: str) -> str:
+    """Every block called ``name``: its docstring, and its fields with types and defaults."""
+    texts = []
+    for family, registry in FAMILIES.items():
+        if name in registry:
+            config = registry.config_class(name)
+            fields = [
+                f"  {field}: {_type(info.annotation)}{'' if info.is_required() else f' = {info.default}'}"
+                for field, info in config.model_fields.items()
+            ]
+            ways = [f"  exactly one of {', '.join(sorted(group))}" for group in config.alternatives]
+            about = [inspect.cleandoc(registry[name].__doc__ or ""), "", inspect.cleandoc(config.__doc__ or "")]
+            texts.append("\n".join([f"{family}: {name}", "", *about, *fields, *ways]))
+    return "\n\n".join(texts)
+
+
+def _type(annotation: Any) -> str:
+    """Plain names of what an annotation allows: int, float | str."""
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    names = [_type(each) for each in get_args(annotation) if each is not NoneType]
+    return " | ".join(names) or getattr(annotation, "__name__", str(annotation))
 
 
 def blocks_text() -> str:

@@ -76,11 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verbs.add_parser("doctor", help="show what a model is made of and what it costs")
     doctor.description = "Show what a model is made of, layer by layer, and what it costs."
     doctor.add_argument("--model", default="smollm2-135m", help="a base, its YAML, or a folder of saved weights")
+    doctor.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="blocks of your own, tried out")
     doctor.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. head.type=untied")
     doctor.add_argument("--seq-len", type=_positive, help="window in tokens for FLOPs; the model's whole context")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(verb=_doctor)
     blocks = verbs.add_parser("blocks", help="list the registered blocks", description="List the registered blocks.")
+    blocks.add_argument("type", nargs="?", help="one block, e.g. sliding_window: all that it says of itself")
     form = blocks.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--markdown", action="store_true", help="print the page that lies beside the blocks")
@@ -191,8 +193,13 @@ def _report(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from llama_variants.summary import summary, summary_text
     from runners.doctor import load_model, parse_settings
+    from runners.plugins import import_plugins, try_out
 
+    if problems := import_plugins(options.plugin, Path()):
+        raise ConfigError(problems)
     config = load_model(options.model).override(parse_settings(options.set))
+    if problems := try_out(config) if options.plugin else []:
+        raise ConfigError(problems)
     print(
         json.dumps(summary(config, options.seq_len), indent=1)
         if options.json
@@ -202,9 +209,15 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _blocks(options: argparse.Namespace) -> int:
-    from llama_variants.summary import blocks_markdown, blocks_table, blocks_text
+    from llama_variants.errors import Problem, one_of
+    from llama_variants.summary import block_text, blocks_markdown, blocks_table, blocks_text
 
-    if options.json:
+    names = [row["type"] for row in blocks_table()]
+    if options.type is not None and options.type not in names:
+        raise ConfigError([Problem(("type",), repr(options.type), one_of(options.type, dict.fromkeys(names)))])
+    if options.type:
+        print(block_text(options.type))
+    elif options.json:
         print(json.dumps(blocks_table(), indent=1))
     else:
         print((blocks_markdown() if options.markdown else blocks_text()).rstrip("\n"))

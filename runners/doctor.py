@@ -20,6 +20,9 @@ def load_model(name: str) -> ModelConfig:
     """
     path = FilePath(name)
     if path.suffix == ".yaml":
+        data = strict_yaml.load(path).data
+        if isinstance(data, dict) and "base" in data:
+            raise ConfigError([Problem(("--model",), f"{name}, an experiment", f"a base, as its {data['base']}")])
         return load_base(path)[1].model
     if path.is_dir():
         from transformers import AutoConfig

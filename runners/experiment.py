@@ -7,11 +7,8 @@ the control with its delta merged in, and nothing else.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -20,11 +17,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Stri
 
 from analysis import schema
 from analysis.schema import Expectation, Role
-from llama_variants import ConfigError, ModelConfig, build_model
+from llama_variants import ConfigError, ModelConfig
 from llama_variants.config import flatten, read
 from llama_variants.errors import Problem, StrictModel, check, one_of
 from runners import strict_yaml
 from runners.data import DataConfig
+from runners.plugins import Plugins, import_plugins, try_out
 from runners.recipe import EvalConfig, Recipe, TrainConfig, run_key
 
 CONTROL = "control"
@@ -33,8 +31,6 @@ MAX_SEEDS = 200  # of an arm; their run keys go into one tag of the tracking sto
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Count = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Mode = Literal["tokens", "params"]
-Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
-"""Modules with blocks of one's own: installed, on the path, or beside the file that names them."""
 
 
 def _version(value: object) -> object:
@@ -206,7 +202,8 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         raise _error(document, list(error.problems)) from None
     base_file, control = load_base(base_path)
     plugins = head.plugins if head else ()
-    problems += _import_plugins(plugins, file.parent)
+    if broken := import_plugins(plugins, file.parent):  # whatever its blocks are used for would be a problem too
+        raise _error(document, problems + broken)
     control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
     variants = document.data.get("variants") if isinstance(document.data, dict) else None
     builder = _ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds)
@@ -240,7 +237,8 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     document = strict_yaml.load(file)
     head, problems = check(BaseFile, document.data)
     problems = document.problems + problems
-    problems += _import_plugins(head.plugins if head else (), file.parent)
+    if broken := import_plugins(head.plugins if head else (), file.parent):
+        raise _error(document, problems + broken)
     raw = document.data.get("model") if isinstance(document.data, dict) else None
     model, found = read(raw) if raw is not None else (None, [])
     problems += [problem.under(("model",)) for problem in found]
@@ -261,23 +259,6 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
         if not problems:
             return head, recipe
     raise _error(document, problems)
-
-
-def _import_plugins(names: Sequence[str], folder: FilePath) -> list[Problem]:
-    """Import modules that register blocks; worker processes inherit the path and import them by name."""
-    if names and str(folder.resolve()) not in sys.path:
-        sys.path.append(str(folder.resolve()))  # last: a file beside an experiment hides nothing that is installed
-    problems = []
-    for i, name in enumerate(names):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a module of somebody else's may raise
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            received = f"{name!r}, which raises {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-            problems.append(
-                Problem(("plugins", i), received, "a module that can be imported, or lies beside this file")
-            )
-    return problems
 
 
 def _error(document: strict_yaml.Document, problems: list[Problem]) -> ConfigError:
@@ -317,15 +298,9 @@ def merge(base: Recipe, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
         return None, problems
     recipe = replace(base, model=model, train=train)
     problems += list(recipe.problems())
-    if not problems and recipe.plugins and recipe.num_params != _built_params(model):
-        received = f"{recipe.num_params:,} parameters by its blocks' cost()"
-        allowed = f"the {_built_params(model):,} of the model that is built: a plugin's cost() is wrong"
-        problems.append(Problem(("model",), received, allowed))
+    if not problems and recipe.plugins:
+        problems += [problem.under(("model",)) for problem in try_out(model)]
     return recipe, problems
-
-
-def _built_params(model: ModelConfig) -> int:
-    return sum(parameter.numel() for parameter in build_model(model, device="meta").parameters())
 
 
 class _ArmBuilder:

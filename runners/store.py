@@ -62,6 +62,11 @@ class RunFolder:
         return FileLock(self.path / "lock")
 
     @property
+    def error_file(self) -> Path:
+        """Where a failed attempt leaves its traceback."""
+        return self.path / "error.txt"
+
+    @property
     def status(self) -> Status:
         """What is known of the run; NEW when nothing is."""
         try:
@@ -72,13 +77,13 @@ class RunFolder:
     def begin(self, stratum: str, environment: Mapping[str, str], data_fingerprint: str) -> None:
         """Start an attempt: clear what an earlier one logged."""
         (self.path / "metrics.jsonl").write_text("")
-        (self.path / "error.txt").unlink(missing_ok=True)
+        self.error_file.unlink(missing_ok=True)
         self._write(Status("RUNNING", uuid.uuid4().hex, "", time.time(), 0.0, stratum, environment, data_fingerprint))
 
     def end(self, state: State, reason: str = "", error: str = "") -> None:
         """Close the attempt."""
         if error:
-            (self.path / "error.txt").write_text(error)
+            self.error_file.write_text(error)
         status = self.status
         if not status.attempt:  # it failed before it could begin
             status = replace(status, attempt=uuid.uuid4().hex, started=time.time())

@@ -178,7 +178,9 @@ class _Board:
         self.done.add(key)
         status = self.folders[key].status
         if status.state != "FINISHED":
-            return f"{self._title(key)}: {status.state}: {status.reason}"
+            file = self.folders[key].error_file
+            more = f" (see {file})" if file.exists() else ""
+            return f"{self._title(key)}: {status.state}: {status.reason}{more}"
         latest = self._read(key)
         seconds = status.ended - status.started
         return (

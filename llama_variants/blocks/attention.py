@@ -131,14 +131,16 @@ class LlamaAttention(nn.Module):
         rotary: a built position encoding, shared by all layers; built from ``config.rotary`` when None.
     """
 
+    also: ClassVar = ("mha", "mqa")
+    """Blocks that are this class at other numbers of heads."""
+
     class Config(GroupedConfig):
         """The grouping."""
 
     def __init__(self, config: Any, layer_idx: int = 0, *, rotary: Any = None) -> None:
         super().__init__()
         config = ModelConfig.of(config).layer(layer_idx)
-        attention = config.attention
-        assert isinstance(attention, AttentionConfig)
+        attention = config.block("attention", type(self))
         self.layer_idx = layer_idx
         self.num_heads, self.num_kv_heads = attention.num_attention_heads, attention.kv_heads
         self.head_dim = attention.head_dim

@@ -47,12 +47,16 @@ class NormalInit:
         assert isinstance(self.config.init, NormalInit.Config | ScaledInit.Config)
         return self.config.init.std
 
+    @staticmethod
+    def check(module: nn.Module, prefix: str) -> None:
+        """Raises TypeError for parameters that nothing initialises: neither a matrix's nor ``init_parameters()``'s."""
+        known = isinstance(module, nn.Linear | nn.Embedding) or hasattr(module, "init_parameters")
+        if not known and next(module.parameters(recurse=False), None) is not None:
+            raise TypeError(f"{type(module).__name__} ({prefix[:-1]}) has parameters but no init_parameters()")
+
     @torch.no_grad()
     def fill(self, module: nn.Module, prefix: str, seed: int) -> None:
-        """Set the parameters that ``module`` itself holds; ``prefix`` is its dotted name, with the dot.
-
-        Raises TypeError for a module with parameters that neither is a matrix nor has ``init_parameters()``.
-        """
+        """Set the parameters that ``module`` itself holds; ``prefix`` is its dotted name, with the dot."""
         if isinstance(module, nn.Linear | nn.Embedding):
             values = normal_by_name(tuple(module.weight.shape), seed, prefix + "weight")
             module.weight.copy_(values * self.std(module))
@@ -61,8 +65,6 @@ class NormalInit:
                 nn.init.zeros_(bias)
         elif (init_parameters := getattr(module, "init_parameters", None)) is not None:
             init_parameters()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(f"{type(module).__name__} ({prefix[:-1]}) has parameters but no init_parameters()")
 
 
 @INIT.register("scaled")

@@ -54,11 +54,6 @@ class MLPConfig(BlockConfig):
         return Cost.linear(model.hidden_size, self.width(model.hidden_size)) * self.projections
 
 
-def _width(config: ModelConfig) -> int:
-    assert isinstance(config.mlp, MLPConfig)
-    return config.mlp.width(config.hidden_size)
-
-
 @MLP.register("swiglu")
 class LlamaMLP(nn.Module):
     """Gated feed-forward block, the control: down(silu(gate(x)) · up(x)), without biases.
@@ -77,7 +72,7 @@ class LlamaMLP(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         config = ModelConfig.of(config)
-        size, width = config.hidden_size, _width(config)
+        size, width = config.hidden_size, config.block("mlp", type(self)).width(config.hidden_size)
         self.gate_proj = nn.Linear(size, width, bias=False)
         self.up_proj = nn.Linear(size, width, bias=False)
         self.down_proj = residual_output(nn.Linear(width, size, bias=False))
@@ -114,10 +109,15 @@ class GeGLU(LlamaMLP):
 class UngatedMLP(nn.Module):
     """down(activation(up(x))), without biases; subclasses say which activation."""
 
+    class Config(MLPConfig):
+        """The width."""
+
+        projections: ClassVar = 2
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         config = ModelConfig.of(config)
-        size, width = config.hidden_size, _width(config)
+        size, width = config.hidden_size, config.block("mlp", type(self)).width(config.hidden_size)
         self.up_proj = nn.Linear(size, width, bias=False)
         self.down_proj = residual_output(nn.Linear(width, size, bias=False))
 
@@ -138,10 +138,8 @@ class GELUMLP(UngatedMLP):
     parameters; ``match: [params]`` makes it wider. Source: arXiv:1606.08415, as in GPT-2 without its biases.
     """
 
-    class Config(MLPConfig):
+    class Config(UngatedMLP.Config):
         """The width."""
-
-        projections: ClassVar = 2
 
     def activation(self, x: Tensor) -> Tensor:
         """gelu(x)."""
@@ -156,10 +154,8 @@ class SquaredReLU(UngatedMLP):
     (arXiv:2109.08668).
     """
 
-    class Config(MLPConfig):
+    class Config(UngatedMLP.Config):
         """The width."""
-
-        projections: ClassVar = 2
 
     def activation(self, x: Tensor) -> Tensor:
         """relu(x)²."""

@@ -48,10 +48,10 @@ class LlamaDecoderLayer(nn.Module):
     def __init__(self, config: Any, layer_idx: int = 0, *, rotary: Any = None) -> None:
         super().__init__()
         config = ModelConfig.of(config).layer(layer_idx)
-        assert isinstance(config.residual, ResidualConfig)
+        norms = config.block("residual", type(self)).norms
         self.self_attn = ATTENTION[config.attention.type](config, layer_idx, rotary=rotary)
         self.mlp = MLP[config.mlp.type](config)
-        for name in config.residual.norms:
+        for name in norms:
             self.add_module(name, NORM[config.norm.type].from_config(config.norm, config.hidden_size))
 
     def forward(

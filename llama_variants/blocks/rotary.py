@@ -55,6 +55,8 @@ class LlamaRotaryEmbedding(nn.Module):
         super().__init__()
         if dim % 2:
             raise ValueError(f"rotary dim must be even, received {dim}")
+        if not theta > 0:
+            raise ValueError(f"rotary theta must be positive, received {theta}")
         self.dim = dim
         self.theta = theta
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 
 from llama_variants import ModelConfig
 from llama_variants.registry import FAMILIES, LAYERED
+
+for plugin in filter(None, os.environ.get("PLUGINS", "").split(",")):
+    importlib.import_module(plugin)  # its blocks go through every test that goes over the registry
 
 TINY = ModelConfig.preset("smollm2-135m").override(
     {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from llama_variants import (
+    ConfigError,
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaMLP,
@@ -211,6 +212,19 @@ def test_soft_caps_and_scaled_embeddings_by_the_formula():
     embedding = block(EMBEDDING, "scaled")
     assert torch.allclose(embedding(tokens), embedding.weight[tokens] * math.sqrt(48), atol=1e-12)
     assert torch.allclose(block(EMBEDDING, "scaled", factor=3.0).eval()(tokens[:, :0]), torch.empty(2, 0, 48).double())
+
+
+def test_a_class_does_not_pass_for_another_block():
+    relu2, sandwich = TINY.override({"mlp": {"type": "relu2"}}), TINY.override({"residual": {"type": "sandwich"}})
+    with pytest.raises(
+        ConfigError, match=r"mlp.type: received 'relu2'; allowed: swiglu, which is what LlamaMLP computes"
+    ):
+        LlamaMLP(relu2)
+    with pytest.raises(ConfigError, match=r"registry.RESIDUAL\['sandwich'\]"):
+        LlamaDecoderLayer(sandwich)
+    with pytest.raises(ConfigError, match="qk_norm"):
+        LlamaAttention(TINY.override({"attention": {"type": "qk_norm"}}))
+    assert LlamaAttention(TINY.override({"attention": {"type": "mqa"}})).k_proj.out_features == 8  # the same class
 
 
 def test_public_mlp_takes_a_flat_dictionary():

@@ -293,6 +293,22 @@ def test_a_llama_dictionary_must_say_its_sizes():
     assert missing == {("num_hidden_layers",), ("vocab_size",), ("intermediate_size",)}
 
 
+def test_a_dictionary_typed_by_hand_has_no_unknown_keys():
+    llama = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "vocab_size": 9,
+        "intermediate_size": 8,
+        "num_attention_heads": 6,
+    }
+    with pytest.raises(ConfigError, match="did you mean 'num_key_value_heads'"):
+        ModelConfig.of(llama | {"num_key_value_head": 3})
+    assert ModelConfig.of(llama | {"model_type": "llama", "rope_interleaved": False})  # as a config.json may have it
+    for nothing in (None, 5, {}, [], "smollm2-135m"):
+        with pytest.raises(ConfigError, match="a transformers LlamaConfig's|cannot be expressed"):
+            ModelConfig.of(nothing)
+
+
 @pytest.mark.parametrize(
     ("change", "path"),
     [

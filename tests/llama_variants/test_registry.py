@@ -8,12 +8,12 @@ import pytest
 from torch import nn
 
 from llama_variants.errors import ConfigError
-from llama_variants.registry import FAMILIES, BlockConfig, Registry
+from llama_variants.registry import FAMILIES, BlockConfig, FreeConfig, Registry
 
 
 def member() -> type[nn.Module]:
     class Block(nn.Module):
-        class Config(BlockConfig):
+        class Config(FreeConfig):
             pass
 
     return Block
@@ -33,6 +33,9 @@ def test_wrong_base_and_missing_config():
         registry.register("a")(type("NotAModule", (), {"Config": BlockConfig}))
     with pytest.raises(TypeError, match="needs a Config"):
         registry.register("a")(type("Bare", (nn.Module,), {}))
+    costless = type("Costless", (nn.Module,), {"Config": type("Config", (BlockConfig,), {})})
+    with pytest.raises(TypeError, match=r"needs a cost\(\)"):
+        registry.register("a")(costless)
     inherits = type("Inherits", (member(),), {})
     with pytest.raises(TypeError, match="of its own"):  # or it would rename its parent's
         registry.register("a")(inherits)
@@ -50,8 +53,8 @@ def test_versions_of_our_own_blocks_are_declared_and_those_of_others_read_from_t
     assert FAMILIES["mlp"].version("swiglu") == "1"
     registry: Registry[nn.Module] = Registry("toy", nn.Module)
     text = (
-        "from torch import nn\nfrom llama_variants.registry import BlockConfig\n"
-        "class Block(nn.Module):\n    class Config(BlockConfig):\n        pass\n"
+        "from torch import nn\nfrom llama_variants.registry import FreeConfig\n"
+        "class Block(nn.Module):\n    class Config(FreeConfig):\n        pass\n"
     )
     versions = set()
     monkeypatch.syspath_prepend(tmp_path)

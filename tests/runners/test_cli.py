@@ -245,6 +245,9 @@ def test_doctor_reads_a_saved_model(here, tmp_path):
         (("doctor", "--model", "smollm2-153m"), "did you mean 'smollm2-135m'?"),
         (("doctor", "--model", "tests"), "a folder that transformers can load"),
         (("doctor", "--model", "absent.yaml"), "No such file"),
+        (("doctor", "--model", "experiments/demo.yaml"), "an experiment; allowed: a base, as its tiny"),
+        (("doctor", "--plugin", "no_such_module"), "a module that is installed, on the path"),
+        (("blocks", "slidng_window"), "did you mean 'sliding_window'"),
         (("doctor", "--set", "head"), "PATH=VALUE"),
         (("doctor", "--set", "head.tpye=untied"), "did you mean 'type'?"),
         (("doctor", "--set", "mlp.expansion=[1"), "--set mlp.expansion"),
@@ -267,4 +270,8 @@ def test_blocks_are_listed(here):
     assert {"family": "norm", "type": "rms", "fields": "eps"}.items() <= rows[
         [r["type"] for r in rows].index("rms")
     ].items()
+    one = here("blocks", "sliding_window")[1]
+    assert "  window_fraction: float | str = None\n" in one
+    assert "  exactly one of window_fraction, window_size" in one
+    assert here("blocks", "scaled")[1].count("scaled\n") == 2  # an embedding and an init scheme
     assert here("blocks", "--markdown")[1] == (ROOT / "llama_variants/blocks/README.md").read_text()

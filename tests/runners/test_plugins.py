@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -25,6 +27,7 @@ plugins: [my_blocks]
 variants:
   relu: {model: {mlp: {type: relu, intermediate_size: 64}}}
   both: {model: {attention: {type: qk_norm_sliding, window_fraction: 1/4}}}
+  tau: {model: {attention: {type: temperature}}}
   theta: {model: {rotary: {theta: 100.0}}}
 """
 
@@ -49,9 +52,10 @@ class Both(QKNormAttention, SlidingWindowAttention):
 def contributing() -> str:
     """The documented example as a module: the imports and the class of CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    block, imports = (textwrap.dedent(code) for code in re.findall(r"```python\n(.*?) *```", text, flags=re.DOTALL))
+    codes = [textwrap.dedent(code) for code in re.findall(r"```python\n(.*?) *```", text, flags=re.DOTALL)]
+    block, imports, attention = codes
     assert block.startswith("@MLP.register")
-    return imports + "\n\n" + block
+    return "\n\n".join((imports, block, attention))
 
 
 @pytest.fixture
@@ -80,6 +84,7 @@ def test_a_plan_knows_its_costs_and_its_diff(cli, plugged):
     assert rows["relu"]["num_params"] == rows["control"]["num_params"] - 2 * 24 * 64
     assert rows["both"]["diff"]["model.attention.window_size"] == [None, 8]
     assert rows["both"]["num_params"] == rows["control"]["num_params"] + 2 * 2 * 4
+    assert rows["tau"]["num_params"] == rows["control"]["num_params"] + 2 * 6
     assert rows["both"]["flops_per_token"] < rows["control"]["flops_per_token"]
 
 
@@ -88,12 +93,12 @@ def test_workers_train_it_and_an_edit_trains_it_again(cli, plugged):
     done = cli("run", "experiments/plugged.yaml", "--jobs", 2, "--seeds", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^relu +1 ", done.stdout, flags=re.MULTILINE)
-    assert len(list(plugged.glob("runs/*/config.yaml"))) == 5
-    assert "5 runs, 0 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
+    assert len(list(plugged.glob("runs/*/config.yaml"))) == 6
+    assert "6 runs, 0 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
     with (plugged / "experiments/my_blocks.py").open("a") as file:
         file.write("# an edit\n")
-    # The two that use it are to be made again; the control, its check and the other variant stand.
-    assert "5 runs, 2 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
+    # The three that use it are to be made again; the control, its check and the other variant stand.
+    assert "6 runs, 3 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
 
 
 @pytest.mark.parametrize(
@@ -132,9 +137,76 @@ def test_a_cost_that_is_wrong_is_found_before_anything_runs(cli, plugged):
     done = cli("run", "experiments/plugged.yaml")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert "plugged.yaml:8: variants.relu.model: received" in done.stderr
-    assert "a plugin's cost() is wrong" in done.stderr
+    for what in ("parameters", "FLOPs"):
+        assert re.search(
+            rf"plugged.yaml:8: variants.relu.model: received [\d,]+ {what} by its blocks' cost", done.stderr
+        )
     assert not (plugged / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "F.relu(self.up_proj(x))",
+            "F.relu(self.up_prj(x))",
+            "AttributeError: 'ReLUMLP' object has no attribute 'up_prj'",
+        ),
+        (
+            "    def init_parameters(self):\n        nn.init.ones_(self.tau)\n",
+            "",
+            "has parameters but no init_parameters()",
+        ),
+        ("def cost(self, model: ModelConfig", "def costs(self, model: ModelConfig", "needs a cost() in its Config"),
+        ("return self.down_proj(", "return (", "RuntimeError"),
+    ],
+)
+def test_a_slip_in_a_block_is_found_before_anything_runs(cli, plugged, old, new, says):
+    file = plugged / "experiments/my_blocks.py"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    done = cli("plan", "experiments/plugged.yaml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+    assert re.search(r"\.py:\d+", done.stderr)
+
+
+def test_the_doctor_tries_a_plugin_out(cli, plugged):
+    (plugged / "my_blocks.py").write_text((plugged / "experiments/my_blocks.py").read_text())
+    delta = ("--set", "attention.type=temperature")
+    done = cli("doctor", "--model", "experiments/base/micro.yaml", "--plugin", "my_blocks", *delta)
+    assert done.returncode == 0, done.stderr
+    assert "temperature" in done.stdout
+    assert cli("doctor", "--model", "experiments/base/micro.yaml", *delta).returncode == 2
+
+
+@pytest.mark.slow
+def test_the_suite_runs_on_a_plugin_s_blocks(plugged):
+    """As CONTRIBUTING says; and it finds what is wrong with one."""
+    file = plugged / "experiments/my_blocks.py"
+    environment = os.environ | {"PYTHONPATH": str(file.parent), "PLUGINS": "my_blocks"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "not slow",
+        "-k",
+        "temperature or relu or sliding",
+        "tests/llama_variants",
+    ]
+
+    def suite() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = suite()
+    assert done.returncode == 0, done.stdout
+    file.write_text(file.read_text().replace("return q * self.tau, k, v", "return q * self.tau, k, v.flip(2)"))
+    done = suite()
+    assert done.returncode == 1
+    assert "test_no_token_sees_a_later_one[attention=temperature]" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["../my_blocks", "my blocks", "os; import", "", "3"])

@@ -1,0 +1,68 @@
+"""Blocks of somebody else's: modules that a YAML names are imported, and models that use them are tried out."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field, Strict
+from torch.utils.flop_counter import FlopCounterMode
+
+from llama_variants import ModelConfig, build_model
+from llama_variants.errors import Problem
+
+Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
+"""Modules with blocks of one's own: installed, on the path, or beside the file that names them."""
+
+
+def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
+    """Import modules that register blocks, and say what is wrong with those that cannot be.
+
+    ``folder`` joins the path last: a file beside an experiment hides nothing that is installed. Worker processes
+    inherit the path and import by name.
+    """
+    if names and str(folder.resolve()) not in sys.path:
+        sys.path.append(str(folder.resolve()))
+    problems = []
+    for i, name in enumerate(names):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module of somebody else's may raise
+            absent = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+            allowed = "a module that is installed, on the path, or beside this file" if absent else "one that imports"
+            problems.append(Problem(("plugins", i), f"{name!r}, which raises {_say(error)}", allowed))
+    return problems
+
+
+def try_out(model: ModelConfig, seq_len: int = 16) -> list[Problem]:
+    """What is wrong with a model of somebody else's blocks: it runs forward and back, at the cost that they state.
+
+    On the meta device: no storage, no arithmetic.
+    """
+    try:
+        built = build_model(model, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            built(torch.zeros(1, seq_len, dtype=torch.long, device="meta")).logits.sum().backward()
+        stated = {"parameters": model.num_params, "FLOPs": model.flops_per_token(seq_len, causal=False) * seq_len}
+    except Exception as error:  # whatever a block of somebody else's may raise
+        return [Problem((), f"a model that raises {_say(error)}", "one that can be built and run")]
+    counted = {
+        "parameters": sum(parameter.numel() for parameter in built.parameters()),
+        "FLOPs": counter.get_total_flops(),
+    }
+    return [
+        Problem((), f"{stated[what]:,} {what} by its blocks' cost()", f"the {counted[what]:,} that the built model has")
+        for what, tolerance in (("parameters", 0), ("FLOPs", 0.01))
+        if abs(stated[what] - counted[what]) > tolerance * counted[what]
+    ]
+
+
+def _say(error: Exception) -> str:
+    """An exception of somebody else's code in one line, with the place that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({frame.filename}:{frame.lineno})"
