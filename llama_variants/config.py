@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -81,6 +83,8 @@ class ModelConfig(StrictModel):
         """
         if isinstance(config, ModelConfig):
             return config
+        if isinstance(config, Mapping) and "variant" in config:  # a config.json of ours
+            config = config["variant"]
         if hasattr(config, "blocks"):  # of a LlamaVariantConfig
             return cls.of(config.blocks)
         if not isinstance(config, Mapping) and hasattr(config, "to_dict"):
@@ -119,6 +123,8 @@ class ModelConfig(StrictModel):
 
     def layer(self, index: int) -> ModelConfig:
         """The configuration as layer ``index`` sees it: every selection that holds it merged in, in order."""
+        if not 0 <= index < self.num_hidden_layers:
+            raise ConfigError([Problem(("layer_idx",), str(index), f"0 to {self.num_hidden_layers - 1}")])
         if not self.layers:
             return self
         config = self.model_copy(update={"layers": {}})
@@ -130,10 +136,17 @@ class ModelConfig(StrictModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain data as written: :meth:`from_dict` gives the same configuration back."""
         plain = self._dump(lambda block: block.to_dict())
-        return plain | ({"layers": self.layers} if self.layers else {})
+        return plain | ({"layers": copy.deepcopy(self.layers)} if self.layers else {})
+
+    def __hash__(self) -> int:
+        """Of the plain form: `layers` is a dictionary, which nobody is to change."""
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data in absolute form: equal for any two ways of writing the same model."""
+        """Plain data in absolute form, for comparing: equal for any two ways of writing the same fields.
+
+        Blocks of two names that happen to compute the same (``mha``, and ``gqa`` at one query a head) stay two.
+        """
         plain = self._dump(lambda block: block.resolved(self))
         deltas: list[tuple[dict[str, Any], list[int]]] = []  # each with its layers, in the order of their first
         for index in range(self.num_hidden_layers) if self.layers else ():
@@ -167,16 +180,20 @@ class ModelConfig(StrictModel):
         """Cost by part, all layers together, forward, for one token of a window of ``seq_len``."""
         parts = {"embedding": self.embedding.cost(self, seq_len)}
         parts |= {part: Cost() for part in ("rotary", "attention", "mlp", "norm")}
+        rotaries = {(self.rotary, self.attention_head_dim): self}  # one module for each, shared by its layers
         for index in range(self.num_hidden_layers):
-            for part, cost in self.layer(index).layer_costs(seq_len).items():
+            layer = self.layer(index)
+            rotaries.setdefault((layer.rotary, layer.attention_head_dim), layer)
+            for part, cost in layer.layer_costs(seq_len).items():
                 parts[part] += cost
+        for config in rotaries.values():
+            parts["rotary"] += config.rotary.cost(config, seq_len)
         parts["norm"] += self.norm.cost(self, seq_len)
         return parts | {"head": self.head.cost(self, seq_len)}
 
     def layer_costs(self, seq_len: int) -> dict[str, Cost]:
-        """Cost by part of one layer with this configuration."""
+        """Cost by part of one layer with this configuration; the rotary is the model's."""
         return {
-            "rotary": self.rotary.cost(self, seq_len),
             "attention": self.attention.cost(self, seq_len),
             "mlp": self.mlp.cost(self, seq_len),
             "norm": self.residual.cost(self, seq_len),  # the norms that it wires
@@ -248,6 +265,7 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
     if not isinstance(data, Mapping):
         return None, [Problem((), show(data), "a mapping of model fields")]
     problems: list[Problem] = []
+    later: Any = {}
     parts: dict[str, Any] = {name: getattr(base, name) for name in ModelConfig.model_fields} if base else {}
     for name, value in data.items():
         if name in FAMILIES:
@@ -258,10 +276,12 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
             elif base is None:
                 parts[name] = None
         elif name == "layers":
-            parts[name], found = _merge_layers(parts.get(name, {}), value)
-            problems += [problem.under((name,)) for problem in found]
+            later = value  # what a delta leaves out of a block is the block's that the whole model has
         else:
             parts[name] = value
+    if later != {}:
+        parts["layers"], found = _merge_layers(parts.get("layers", {}), later, parts)
+        problems += [problem.under(("layers",)) for problem in found]
     unread = {name for name in FAMILIES if name in parts and parts[name] is None}
     known = {name: value for name, value in parts.items() if name not in unread}
     fallback = {name: getattr(base, name) for name in ModelConfig.model_fields} if base else {}
@@ -274,25 +294,44 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
     return config, problems
 
 
-def _merge_layers(base: Mapping[str, Any], value: object) -> tuple[dict[str, Any], list[Problem]]:
-    """The base's deltas by layer with ``value``'s merged in, and what is wrong with the writing of these."""
+def _merge_layers(
+    base: Mapping[str, Any], value: object, whole: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The base's deltas by layer with ``value``'s merged in, and what is wrong with the writing of these.
+
+    A selection that both name is merged block by block, as :meth:`ModelConfig.override` does it for the ``whole``
+    model's blocks; nothing (null) takes a selection out.
+    """
     if not isinstance(value, Mapping):
         return dict(base), [Problem((), show(value), "a mapping of layers to what they do otherwise")]
-    merged, problems = dict(base), []
+    merged, problems = copy.deepcopy(dict(base)), []
     for key, delta in value.items():
         selection = str(key)
+        if delta is None and selection in merged:
+            del merged[selection]
+            continue
         if not isinstance(delta, Mapping):
             problems.append(Problem((selection,), show(delta), "a mapping of blocks: " + ", ".join(LAYERED)))
             continue
         for family in delta.keys() - set(LAYERED):
             problems.append(Problem((selection, family), f"the key {family!r}", one_of(str(family), LAYERED)))
-        kept = {family: block for family, block in delta.items() if family in LAYERED}
         before = merged.get(selection, {})
-        for family, block in kept.items():
-            extends = isinstance(block, Mapping) and "type" not in block
-            kept[family] = {**before.get(family, {}), **block} if extends else block
-        merged[selection] = {**before, **kept}
+        for family in LAYERED:
+            if isinstance(block := delta.get(family), Mapping) and family in before:
+                name = block.get("type", before[family].get("type", getattr(whole.get(family), "type", None)))
+                cls = FAMILIES[family].config_class(name) if name in FAMILIES[family] else None
+                before[family] = {**(_kept(before[family], block, cls) if cls else {}), **block}
+            elif family in delta:
+                before[family] = copy.deepcopy(block)
+        merged[selection] = before
     return merged, problems
+
+
+def _kept(written: Mapping[str, Any], fields: Mapping[str, Any], cls: type[BlockConfig]) -> dict[str, Any]:
+    """What stays of a block's ``written`` fields where ``fields`` are set: those that ``cls`` has, and one way each."""
+    superseded = {other for group in cls.alternatives for other in group if group & fields.keys()}
+    known = {*cls.model_fields, "type"}
+    return {key: value for key, value in written.items() if key in known and key not in superseded}
 
 
 def _layer_problems(config: ModelConfig) -> Iterator[Problem]:
@@ -335,10 +374,9 @@ def _read_block(family: str, value: Any, base: BlockConfig | None) -> tuple[Bloc
     cls = registry.config_class(name)
     written = base.model_dump(exclude_none=True) if base else {}
     shared = {key: value for key, value in written.items() if key in cls.model_fields}
-    superseded = {other for group in cls.alternatives for other in group if group & fields.keys()}
-    kept = {key: value for key, value in shared.items() if key not in superseded}
+    kept = _kept(shared, fields, cls)
     block, found = check(cls, kept | fields, fallback=shared)
-    if superseded & shared.keys() and any(problem.path[0] in fields for problem in found):
+    if kept != shared and any(problem.path[0] in fields for problem in found):
         block = base  # its other way of writing the field was dropped for one that is wrong
     return block, problems + found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **k
 
 def _of_stock(loaded: StockLlama) -> LlamaForCausalLM:
     """The same computation out of our blocks, with the very same tensors."""
-    config = LlamaVariantConfig.of(loaded.config)
+    published = copy.copy(loaded.config)
+    if hasattr(published, "quantization_config"):
+        del published.quantization_config  # of the file; what was loaded is no longer quantized
+    config = LlamaVariantConfig.of(published)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.load_state_dict(loaded.state_dict(), assign=True)

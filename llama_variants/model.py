@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llama_variants import stock
 from llama_variants.blocks.attention import visible
 from llama_variants.config import ModelConfig
-from llama_variants.errors import ConfigError
+from llama_variants.errors import ConfigError, Problem
 from llama_variants.registry import EMBEDDING, HEAD, INIT, NORM, RESIDUAL, ROTARY
 
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -76,6 +76,21 @@ class LlamaVariantConfig(PreTrainedConfig):
         """The validated configuration; the vocabulary may have been resized since."""
         return ModelConfig.from_dict({**self.variant, "vocab_size": self.vocab_size})
 
+    def check(self) -> None:
+        """Raises ConfigError where a field that transformers reads says something else than ``variant``."""
+        blocks = self.blocks
+        said = {"tie_word_embeddings": blocks.head.tied}  # type: ignore[attr-defined]
+        said |= {
+            name: getattr(blocks, name) for name in ("hidden_size", "num_hidden_layers", "max_position_embeddings")
+        }
+        problems = [
+            Problem((name,), repr(getattr(self, name)), f"{value!r}, as the blocks have it: change `variant` instead")
+            for name, value in said.items()
+            if getattr(self, name) != value
+        ]
+        if problems:
+            raise ConfigError(problems)
+
     def to_llama(self) -> LlamaConfig | None:
         """The stock configuration that computes the same; None where there is none."""
         fields = stock.to_llama(self.blocks.resolved())
@@ -122,6 +137,10 @@ class LlamaModel(nn.Module):
         """Hidden states (b, t, d) after the final norm; arguments as for :meth:`LlamaForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if getattr(cache, "is_compileable", False):
+            raise ValueError("only a cache that grows can be used (DynamicCache), not one of a fixed size")
+        if position_ids is not None and attention_mask is None and cache is None and _restarts(position_ids):
+            raise ValueError("position_ids that start again (several documents packed in a row) are not supported")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, d)
         time, past = x.shape[1], cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
@@ -142,6 +161,10 @@ class LlamaModel(nn.Module):
 
 def _rotary(config: ModelConfig) -> nn.Module:
     return ROTARY[config.rotary.type].from_config(config.rotary, config.attention_head_dim)
+
+
+def _restarts(position_ids: Tensor) -> bool:
+    return bool((position_ids[:, 1:] <= position_ids[:, :-1]).any())
 
 
 def _padding(attention_mask: Tensor | None, total: int) -> Bool[Tensor, "b s"] | None:
@@ -166,15 +189,18 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _no_split_modules = ["LlamaDecoderLayer"]
+    _no_split_modules = [RESIDUAL[name].__name__ for name in RESIDUAL.names]
     _supports_sdpa = True
     accepts_loss_kwargs = True  # tells transformers' Trainer of num_items_in_batch
 
     def __init__(self, config: Any) -> None:
         super().__init__(LlamaVariantConfig.of(config))
         blocks = self.config.blocks
+        self.config.check()
         self.model = LlamaModel(blocks)
         self.lm_head = HEAD[blocks.head.type](blocks)
+        for prefix, module in self.named_modules():
+            INIT[blocks.init.type].check(module, f"{prefix}.")
         self.post_init()
 
     def initialize_weights(self) -> None:
@@ -182,12 +208,20 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         blocks = self.config.blocks
         scheme = INIT[blocks.init.type](blocks)
         for prefix, module in self.named_modules():
-            scheme.check(module, f"{prefix}.")
             own = list(module.parameters(recurse=False))
-            tied = module is self.lm_head and blocks.head.tied
-            if tied or any(p.is_meta or getattr(p, "_is_hf_initialized", False) for p in own):
-                continue  # shares the embedding's values, has no storage yet, or was read from a checkpoint
+            shared = self.model.embed_tokens.weight if module is self.lm_head and blocks.head.tied else None
+            kept = [p for p in own if p is shared or getattr(p, "_is_hf_initialized", False)]  # read from a checkpoint
+            if len(kept) == len(own) or any(p.is_meta for p in own):
+                continue
+            values = [p.detach().clone() for p in kept]
             scheme.fill(module, f"{prefix}." if prefix else "", self.config.seed)
+            with torch.no_grad():
+                for p, value in zip(kept, values, strict=True):
+                    p.copy_(value)
+
+    def get_decoder(self) -> nn.Module:
+        """The model without its head."""
+        return self.model
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Take over a (resized) weight; the head itself stays, with whatever else it does to logits."""
@@ -206,7 +240,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Int[Tensor, "b t"] | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Any = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
@@ -249,9 +283,9 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         kept: dict[str, Any] = {_CACHE: cache if use_cache else None}
         out = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
-        return out if return_dict else out.to_tuple()
+        return out.to_tuple() if return_dict is False else out
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Write safetensors and config.json; as a stock Llama where one computes the same, so that anyone can load it.
 
         Other variants load through transformers' Auto classes once ``llama_variants`` is imported.
@@ -259,7 +293,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         own = self.config
         try:
             self.config = own.to_llama() or own
-            super().save_pretrained(save_directory, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config = own
 
@@ -273,14 +307,10 @@ def build_model(
 ) -> LlamaForCausalLM:
     """A new model with values drawn by (seed, parameter name), the same on every device.
 
-    Built on the meta device and filled once, so that nothing is drawn twice and no global generator advances.
-    ``device="meta"`` gives shapes without storage. ``config`` is whatever :meth:`ModelConfig.of` takes.
+    ``device="meta"`` gives shapes without storage. ``config`` is whatever :meth:`ModelConfig.of` takes. No global
+    generator advances: what the constructors of torch's layers draw is replaced.
     """
     config = LlamaVariantConfig(variant=ModelConfig.of(config).to_dict(), seed=seed)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
         model = LlamaForCausalLM(config)
-    if torch.device(device).type != "meta":
-        model.to_empty(device="cpu")
-        model.tie_weights()  # to_empty gave the head storage of its own
-        model.initialize_weights()
     return nn.Module.to(model, device=device, dtype=dtype)

@@ -83,8 +83,12 @@ class BlockConfig(StrictModel):
         return {"type": self.type, **self.model_dump(exclude_none=True)}
 
     def resolved(self, model: ModelConfig) -> dict[str, Any]:
-        """The fields in absolute form: equal for any two ways of writing the same block."""
-        return self.to_dict()
+        """The fields in absolute form, for comparing: equal for any two ways of writing the same fields.
+
+        Here without those that have ``alternatives``; a block that has them adds the one form that stands for all.
+        """
+        several = {name for group in self.alternatives for name in group}
+        return {name: value for name, value in self.to_dict().items() if name not in several}
 
     def problems(self, model: ModelConfig) -> Iterable[Problem]:
         """What is wrong with this block inside ``model``, with paths relative to the block."""
@@ -117,21 +121,13 @@ def residual_output(projection: nn.Linear) -> nn.Linear:
     return projection
 
 
-@dataclass(frozen=True)
-class Entry(Generic[T]):
-    """A registered class, and a digest of the file it stands in unless that is ours."""
-
-    cls: type[T]
-    digest: str
-
-
 class Registry(Generic[T]):
     """Names of one family of blocks. ``base`` is what a member must derive from."""
 
     def __init__(self, family: str, base: type[T]) -> None:
         self.family = family
         self.base = base
-        self._entries: dict[str, Entry[T]] = {}
+        self._entries: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator that enters a block under ``name``.
@@ -149,12 +145,14 @@ class Registry(Generic[T]):
             config = vars(cls).get("Config")
             if not (isinstance(config, type) and issubclass(config, BlockConfig)):
                 raise TypeError(f"{_place(cls)}: {what} needs a Config(BlockConfig) of its own")
+            if "type" in vars(config):
+                raise TypeError(f"{_place(cls)}: {what} needs a Config of its own; this is the one of {config.type!r}")
             if config.cost is BlockConfig.cost:
                 raise TypeError(f"{_place(cls)}: {what} needs a cost() in its Config, or FreeConfig for one without")
             if name in self._entries:
-                raise ValueError(f"{what} is registered twice: {_place(self._entries[name].cls)} and {_place(cls)}")
+                raise ValueError(f"{what} is registered twice: {_place(self._entries[name])} and {_place(cls)}")
             config.type = name
-            self._entries[name] = Entry(cls, _digest(cls))
+            self._entries[name] = cls
             return cls
 
         return enter
@@ -169,16 +167,20 @@ class Registry(Generic[T]):
         return self[name].Config  # type: ignore[attr-defined]
 
     def version(self, name: str) -> str:
-        """What a run's identity says of a block: its ``semantics``, and for a plugin's block a digest of its file.
+        """What a run's identity says of a block: its ``semantics``, and for a plugin's block a digest of its source.
 
         A block of ours that comes to compute something else raises ``semantics``; of a plugin nobody can demand that.
         """
-        return "-".join(filter(None, (str(self.config_class(name).semantics), self._entries[name].digest)))
+        return "-".join(filter(None, (str(self.config_class(name).semantics), _digest(self._entries[name]))))
+
+    def forget(self, module: str) -> None:
+        """Take out what ``module`` has registered, because importing it failed halfway."""
+        self._entries = {name: cls for name, cls in self._entries.items() if cls.__module__ != module}
 
     def __getitem__(self, name: str) -> type[T]:
         if not isinstance(name, str) or name not in self._entries:
             raise ConfigError([Problem(("type",), show(name), one_of(str(name), self.names))])
-        return self._entries[name].cls
+        return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -193,11 +195,26 @@ def _place(cls: Any) -> str:
 
 
 def _digest(cls: Any) -> str:
-    """Of the file that defines ``cls``; empty for this package's own, whose blocks carry ``semantics``."""
-    if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+    """Of a plugin's source: its package, or its file and the modules that were imported from beside it.
+
+    Empty for this package's own blocks, which carry ``semantics``.
+    """
+    package = cls.__module__.partition(".")[0]
+    if package == __name__.partition(".")[0]:
         return ""
-    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "no file"
+    files = {name: Path(file) for name, module in [*sys.modules.items()] if (file := getattr(module, "__file__", None))}
+    home = files[cls.__module__].parent if cls.__module__ in files else None
+    beside = home is not None and "site-packages" not in home.parts
+    chosen = {
+        name: file
+        for name, file in files.items()
+        if name == package or name.startswith(f"{package}.") or (beside and file.parent == home)
+    }
+    digest = hashlib.sha256()
+    for name, file in sorted(chosen.items()):
+        if file.is_file():
+            digest.update(name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 # Any: each family asks more of its members than their base class says, which the tests see to.

@@ -7,101 +7,112 @@ that merely looks like a Llama must never be loaded, or saved, as one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 from transformers import LlamaConfig
 
-from llama_variants.errors import ConfigError, Problem, one_of, show
+from llama_variants.errors import ConfigError, Problem, StrictModel, check, one_of, show
 
-_REQUIRED = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
-_READ = (
-    *(
-        "max_position_embeddings",
-        "num_key_value_heads",
-        "head_dim",
-        "rms_norm_eps",
-        "tie_word_embeddings",
-        "hidden_act",
-    ),
-    *("initializer_range", "rope_parameters", "rope_scaling", "rope_theta"),
-    *("attention_bias", "mlp_bias", "attention_dropout"),
-)
-_MUST_BE = {
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, None),
-}
+
+class LlamaFields(StrictModel):
+    """What is read of a ``LlamaConfig``, with its defaults, except that the five sizes have none.
+
+    transformers' are those of a 7B model, which nobody means by leaving them out.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    vocab_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    max_position_embeddings: PositiveInt = 2048
+    hidden_act: Literal["silu", "swish", "gelu"] = "silu"
+    rms_norm_eps: PositiveFloat = 1e-6
+    tie_word_embeddings: bool = False
+    initializer_range: PositiveFloat = 0.02
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None  # what rope_parameters was called
+    rope_theta: PositiveFloat | None = None  # where it stood before
+    # What no block has: only the values that stand for its absence pass.
+    model_type: Literal["llama"] = "llama"
+    attention_bias: Literal[False] | None = None
+    mlp_bias: Literal[False] | None = None
+    attention_dropout: Annotated[float, Field(ge=0, le=0)] | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] | None = None
+    quantization_config: None = None
+
+
 _MLP = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 _SCALING = {"default": "rope", "linear": "rope_linear", "yarn": "rope_yarn"}
-_FIELDS: dict[str, dict[str, type]] = {  # of each rope type besides theta, under transformers' names and ours
-    "default": {},
-    "linear": {"factor": float},
-    "yarn": {"factor": float, "original_max_position_embeddings": int, "beta_fast": float, "beta_slow": float},
+_FIELDS: dict[str, tuple[str, ...]] = {  # of each rope type besides theta, under transformers' names and ours
+    "default": (),
+    "linear": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
 }
 
 
 def from_llama(llama: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a ModelConfig from those of a transformers ``LlamaConfig``, with its defaults for absent ones.
 
-    The five sizes have no default here: transformers' are those of a 7B model, which nobody means by leaving them out.
-
     Raises:
         ConfigError: with everything that this package's blocks cannot express.
     """
-    problems = [Problem((name,), "nothing", "a whole number") for name in _REQUIRED if llama.get(name) is None]
+    fields, problems = check(LlamaFields, llama)
     if "model_type" not in llama:  # typed by hand: in a config.json anything may stand
-        known = {*_REQUIRED, *_READ, *LlamaConfig().to_dict()}
+        known = {*LlamaFields.model_fields, *LlamaConfig().to_dict()}
         problems += [
-            Problem((name,), f"unknown key {name!r}", one_of(name, sorted({*_REQUIRED, *_READ})))
+            Problem((name,), f"unknown key {name!r}", one_of(name, LlamaFields.model_fields))
             for name in llama
             if name not in known
         ]
-    if llama.get("model_type", "llama") != "llama":
-        problems.append(Problem(("model_type",), show(llama["model_type"]), "llama"))
-    for name, values in _MUST_BE.items():
-        if llama.get(name) not in values:
-            problems.append(Problem((name,), show(llama[name]), f"{values[0]}: no block has it"))
-    act = llama.get("hidden_act", "silu")
-    if act not in _MLP:
-        problems.append(Problem(("hidden_act",), show(act), "one of " + ", ".join(_MLP)))
-    rotary, found = _rotary(llama)
-    problems += found
-    if problems:
+    rotary: dict[str, Any] = {}
+    if fields is not None:
+        rotary, found = _rotary(fields)
+        problems += found
+        if fields.head_dim is None and fields.hidden_size % fields.num_attention_heads:
+            allowed = f"a divisor of hidden_size ({fields.hidden_size}), or a head_dim beside it"
+            problems.append(Problem(("num_attention_heads",), str(fields.num_attention_heads), allowed))
+    if problems or fields is None:
         raise ConfigError(problems, title="this Llama configuration cannot be expressed by the registered blocks:")
-    heads = llama["num_attention_heads"]
+    heads = fields.num_attention_heads
     return {
-        "hidden_size": llama["hidden_size"],
-        "num_hidden_layers": llama["num_hidden_layers"],
-        "vocab_size": llama["vocab_size"],
-        "max_position_embeddings": llama.get("max_position_embeddings") or 2048,
+        "hidden_size": fields.hidden_size,
+        "num_hidden_layers": fields.num_hidden_layers,
+        "vocab_size": fields.vocab_size,
+        "max_position_embeddings": fields.max_position_embeddings,
         "embedding": {"type": "plain"},
         "rotary": rotary,
         "attention": {
             "type": "gqa",
             "num_attention_heads": heads,
-            "num_key_value_heads": llama.get("num_key_value_heads") or heads,
-            "head_dim": llama.get("head_dim") or llama["hidden_size"] // heads,
+            "num_key_value_heads": fields.num_key_value_heads or heads,
+            "head_dim": fields.head_dim or fields.hidden_size // heads,
         },
-        "mlp": {"type": _MLP[act], "intermediate_size": llama["intermediate_size"]},
-        "norm": {"type": "rms", "eps": llama.get("rms_norm_eps", 1e-6)},
+        "mlp": {"type": _MLP[fields.hidden_act], "intermediate_size": fields.intermediate_size},
+        "norm": {"type": "rms", "eps": fields.rms_norm_eps},
         "residual": {"type": "pre"},
-        "head": {"type": "tied" if llama.get("tie_word_embeddings", False) else "untied"},
-        "init": {"type": "normal", "std": llama.get("initializer_range", 0.02)},
+        "head": {"type": "tied" if fields.tie_word_embeddings else "untied"},
+        "init": {"type": "normal", "std": fields.initializer_range},
     }
 
 
-def _rotary(llama: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+def _rotary(llama: LlamaFields) -> tuple[dict[str, Any], list[Problem]]:
     """The rotary block of a Llama configuration, in the present and in the older way of writing it."""
-    written = dict(llama.get("rope_parameters") or llama.get("rope_scaling") or {})
+    written = dict(llama.rope_parameters or llama.rope_scaling or {})
     kind = written.pop("rope_type", written.pop("type", "default"))
-    theta = written.pop("rope_theta", llama.get("rope_theta") or 10_000.0)
-    if kind not in _SCALING:
+    theta = written.pop("rope_theta", llama.rope_theta or 10_000.0)
+    if not isinstance(kind, str) or kind not in _SCALING:
         return {}, [Problem(("rope_parameters", "rope_type"), show(kind), "one of " + ", ".join(_SCALING))]
     neutral = {"partial_rotary_factor": 1.0, "truncate": True}
     values = {name: value for name, value in written.items() if value is not None and value != neutral.get(name)}
     allowed = _FIELDS[kind]
     if "original_max_position_embeddings" in allowed:
-        values.setdefault("original_max_position_embeddings", llama.get("max_position_embeddings"))
+        values.setdefault("original_max_position_embeddings", llama.max_position_embeddings)
     problems = [
         Problem(("rope_parameters", name), show(value), "rope_theta, " + ", ".join(allowed))
         for name, value in values.items()
@@ -109,8 +120,8 @@ def _rotary(llama: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     ]
     if "factor" in allowed and "factor" not in values:
         problems.append(Problem(("rope_parameters", "factor"), "nothing", "a number"))
-    fields = {name: allowed[name](value) for name, value in values.items() if name in allowed}
-    return {"type": _SCALING[kind], "theta": float(theta), **fields}, problems
+    # The values' own types are checked where the block reads them.
+    return {"type": _SCALING[kind], "theta": theta, **{n: v for n, v in values.items() if n in allowed}}, problems
 
 
 def to_llama(model: Mapping[str, Any]) -> dict[str, Any] | None:

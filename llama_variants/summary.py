@@ -34,6 +34,8 @@ def summary(config: ModelConfig, seq_len: int | None = None) -> dict[str, Any]:
     for name, layer, count in _groups(config):
         blocks = " · ".join(getattr(layer, family).type for family in LAYERED)
         rows.append(_row(name, blocks, count, sum(layer.layer_costs(seq_len).values(), Cost())))
+    if parts["rotary"] != Cost():
+        rows.append(_row("rotary_emb", config.rotary.type, 1, parts["rotary"]))
     rows.append(_row("norm", config.norm.type, 1, config.norm.cost(config, seq_len)))
     rows.append(_row("lm_head", config.head.type, 1, parts["head"]))
     total = config.num_params
@@ -72,10 +74,10 @@ def _groups(config: ModelConfig) -> list[tuple[str, ModelConfig, int]]:
             groups.append((layer, [index]))
         else:
             same.append(index)
-    return [(f"layers.{_ranges(layers)}", layer, len(layers)) for layer, layers in groups]
+    return [(f"layers.{ranges(layers)}", layer, len(layers)) for layer, layers in groups]
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Ascending numbers with their runs drawn together: 0-2,4,6-7."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]

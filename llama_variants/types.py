@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from fractions import Fraction
 from typing import Annotated
@@ -13,9 +12,9 @@ from pydantic import PlainValidator
 def _ratio(value: object) -> float | str:
     if isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,8}/[1-9]\d{0,8}", value):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9:
         return float(value)
-    raise ValueError("a positive number, or a fraction such as 8/3")
+    raise ValueError("a positive number under a thousand million, or a fraction such as 8/3")
 
 
 Ratio = Annotated[float | str, PlainValidator(_ratio)]

@@ -7,7 +7,6 @@ the control with its delta merged in, and nothing else.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -20,6 +19,8 @@ from analysis.schema import Expectation, Role
 from llama_variants import ConfigError, ModelConfig
 from llama_variants.config import flatten, read
 from llama_variants.errors import Problem, StrictModel, check, one_of
+from llama_variants.registry import LAYERED
+from llama_variants.summary import ranges
 from runners import strict_yaml
 from runners.data import DataConfig
 from runners.plugins import Plugins, import_plugins, try_out
@@ -389,15 +390,37 @@ def seed_of(arm: str, index: int) -> int:
 def difference(control: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """Every path whose value differs, with both values (None where a side has no such field).
 
-    A single layer's value is held against the control's of that layer or, where it has none apart, of all layers.
+    Where either model's layers differ among themselves, layer is held against layer, and equal changes are one entry.
     """
-    left, right = flatten(control.resolved()), flatten(other.resolved())
+    sides = [flatten({**recipe.resolved(), "model": _whole(recipe.model)}) for recipe in (control, other)]
+    pairs = _pairs(*sides)
+    if not (control.model.layers or other.model.layers):
+        return pairs
+    changed: dict[tuple[str, Any, Any], list[int]] = {}
+    num_layers = min(control.model.num_hidden_layers, other.model.num_hidden_layers)
+    for index in range(num_layers):
+        layers = [flatten(_layered(recipe.model.layer(index))) for recipe in (control, other)]
+        for path, (old, new) in _pairs(*layers).items():
+            changed.setdefault((path, old, new), []).append(index)
+    single = tuple(f"model.{family}." for family in LAYERED if family != "norm")  # the final norm is the model's own
+    pairs = {path: pair for path, pair in pairs.items() if not path.startswith(single)}
+    for (path, old, new), indices in changed.items():
+        where = "model" if len(indices) == num_layers else f"model.layers.{ranges(indices)}"
+        pairs[f"{where}.{path}"] = (old, new)
+    return pairs
+
+
+def _whole(model: ModelConfig) -> dict[str, Any]:
+    return {name: value for name, value in model.resolved().items() if name != "layers"}
+
+
+def _layered(layer: ModelConfig) -> dict[str, Any]:
+    return {family: getattr(layer, family).resolved(layer) for family in LAYERED}
+
+
+def _pairs(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     paths = [*left, *(path for path in right if path not in left)]
-    pairs = {path: (left.get(path, left.get(_LAYERS.sub("model.", path))), right.get(path)) for path in paths}
-    return {path: (old, new) for path, (old, new) in pairs.items() if old != new}
-
-
-_LAYERS = re.compile(r"^model\.layers\.[\d,]+\.")
+    return {path: (left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)}
 
 
 def match_params(model: ModelConfig, num_params: int) -> ModelConfig | None:
@@ -414,6 +437,8 @@ def match_params(model: ModelConfig, num_params: int) -> ModelConfig | None:
     try:
         first, second = at(step).num_params, at(2 * step).num_params
     except ConfigError:  # a block without a width
+        return None
+    if first == second:  # no layer has the model's own MLP
         return None
     width = (round((num_params - first) / (second - first)) + 1) * step
     return at(width) if width > 0 else None

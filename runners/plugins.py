@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llama_variants import ModelConfig, build_model
 from llama_variants.errors import Problem
+from llama_variants.registry import FAMILIES
 
 Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
 """Modules with blocks of one's own: installed, on the path, or beside the file that names them."""
@@ -31,11 +32,18 @@ def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
     problems = []
     for i, name in enumerate(names):
         try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a module of somebody else's may raise
+            module = importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # whatever a module of somebody else's may raise
+            for registry in FAMILIES.values():
+                registry.forget(name)  # of a module that failed halfway
             absent = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
             allowed = "a module that is installed, on the path, or beside this file" if absent else "one that imports"
             problems.append(Problem(("plugins", i), f"{name!r}, which raises {_say(error)}", allowed))
+            continue
+        beside, file = (folder / f"{name}.py").resolve(), getattr(module, "__file__", None)
+        if beside.is_file() and (file is None or Path(file).resolve() != beside):
+            received = f"{name!r}, which is another module already: {file or 'built in'}"
+            problems.append(Problem(("plugins", i), received, f"a name of its own for {beside}"))
     return problems
 
 
@@ -62,7 +70,7 @@ def try_out(model: ModelConfig, seq_len: int = 16) -> list[Problem]:
     ]
 
 
-def _say(error: Exception) -> str:
+def _say(error: BaseException) -> str:
     """An exception of somebody else's code in one line, with the place that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {' '.join(str(error).split())} ({frame.filename}:{frame.lineno})"

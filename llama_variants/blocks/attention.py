@@ -68,12 +68,7 @@ class AttentionConfig(BlockConfig):
 
     def resolved(self, model: ModelConfig) -> dict[str, Any]:
         """The number of key/value heads instead of any other way to write the grouping."""
-        return {
-            "type": self.type,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-        }
+        return super().resolved(model) | {"num_key_value_heads": self.kv_heads}
 
     def cost(self, model: ModelConfig, seq_len: int) -> Cost:
         """Four projections, and the products of scores and of values.

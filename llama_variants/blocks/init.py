@@ -50,8 +50,9 @@ class NormalInit:
     @staticmethod
     def check(module: nn.Module, prefix: str) -> None:
         """Raises TypeError for parameters that nothing initialises: neither a matrix's nor ``init_parameters()``'s."""
-        known = isinstance(module, nn.Linear | nn.Embedding) or hasattr(module, "init_parameters")
-        if not known and next(module.parameters(recurse=False), None) is not None:
+        matrix = {"weight", "bias"} if isinstance(module, nn.Linear | nn.Embedding) else set()
+        unknown = {name for name, _ in module.named_parameters(recurse=False)} - matrix
+        if unknown and not hasattr(module, "init_parameters"):
             raise TypeError(f"{type(module).__name__} ({prefix[:-1]}) has parameters but no init_parameters()")
 
     @torch.no_grad()
@@ -63,7 +64,7 @@ class NormalInit:
             bias = getattr(module, "bias", None)
             if bias is not None:
                 nn.init.zeros_(bias)
-        elif (init_parameters := getattr(module, "init_parameters", None)) is not None:
+        if (init_parameters := getattr(module, "init_parameters", None)) is not None:
             init_parameters()
 
 

@@ -38,7 +38,8 @@ class MLPConfig(BlockConfig):
 
     def resolved(self, model: ModelConfig) -> dict[str, Any]:
         """The width in channels."""
-        return {"type": self.type, "intermediate_size": self.width(model.hidden_size)}
+        fields = super().resolved(model) | {"intermediate_size": self.width(model.hidden_size)}
+        return {name: value for name, value in fields.items() if name != "multiple_of"}
 
     def problems(self, model: ModelConfig) -> Iterable[Problem]:
         """A width of zero is no MLP, and a width must be the multiple that it is said to be."""

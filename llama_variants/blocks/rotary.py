@@ -192,6 +192,8 @@ class NTKScaledRotaryEmbedding(LlamaRotaryEmbedding):
             yield from super().problems(model)
             if model.attention_head_dim == 2:
                 yield Problem(("type",), "rope_ntk with head_dim 2", "a head_dim of at least 4")
+            elif self.factor > 1e6:
+                yield Problem(("factor",), str(self.factor), "at most a million")
 
     def __init__(self, dim: int, theta: float = 10_000.0, factor: float = 1.0) -> None:
         super().__init__(dim, _ntk_theta(theta, factor, dim))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
+from transformers import LlamaForCausalLM as StockLlama
 
 from llama_variants import ConfigError, ModelConfig, build_model
 from llama_variants.config import select
@@ -38,13 +41,14 @@ def test_causal_flops_are_those_of_the_visible_pairs(config):
     pairs = 0
     for i in range(config.num_hidden_layers):
         layer = config.layer(i)
-        window = layer.attention.window(layer) or time
-        seen = sum(min(position + 1, window) for position in range(time))
+        window = min(layer.attention.window(layer) or time, time)
+        # Less half a key a window's length: by the published convention T/2, where (T+1)/2 are seen.
+        seen = sum(min(position + 1, window) for position in range(time)) - window / 2
         pairs += 3 * 4 * layer.attention.num_attention_heads * layer.attention.head_dim * seen
-    difference = config.flops_per_token(time, causal=False) - config.flops_per_token(time)
-    full = sum(3 * cost.attention_flops for cost in config.costs(time).values())
-    # The formula's half a diagonal is the one difference: a query counts itself half.
-    assert full - difference == pytest.approx(pairs / time, rel=1 / 8)
+    causal = sum(cost.causal_attention_flops for cost in config.costs(time).values())
+    assert 3 * causal * time == pairs
+    other = sum(cost.matmul_flops for cost in config.costs(time).values())
+    assert config.flops_per_token(time) == 3 * (other + causal)
 
 
 @given(delta=shapes() | any_blocks())
@@ -84,8 +88,13 @@ def test_flops_of_the_control_by_part():
 @given(delta=shapes() | any_blocks())
 def test_a_configuration_survives_its_plain_form(delta):
     config = TINY.override(delta)
-    assert ModelConfig.from_dict(config.to_dict()) == config
-    assert ModelConfig.from_dict(config.resolved()).resolved() == config.resolved()
+    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again.resolved() == config.resolved()
+    if layers := config.to_dict().get("layers"):
+        layers.clear()  # a copy
+        assert again == config
 
 
 def test_switching_a_type_keeps_what_the_new_one_declares():
@@ -204,6 +213,12 @@ def test_layers_of_a_variant_are_merged_into_the_base_s():
     base = TINY.override({"layers": {"0": {"rotary": {"theta": 3.0}, "norm": {"eps": 0.1}}}})
     variant = base.override({"layers": {"0": {"rotary": {"type": "nope"}}, "1": {"norm": {"eps": 0.2}}}})
     assert variant.layer(0).rotary.to_dict() == {"type": "nope"}
+    assert variant.override({"layers": {"0": None}}).layer(0).resolved()["norm"] == TINY.resolved()["norm"]
+    width = TINY.override({"layers": {"0": {"mlp": {"expansion": 2}}}})
+    narrow = width.override({"layers": {"0": {"mlp": {"intermediate_size": 40}}}})  # the other way to say it
+    assert narrow.layer(0).mlp.width(48) == 40
+    relu = narrow.override({"layers": {"0": {"mlp": {"type": "relu2"}}}})  # keeps what the new type has too
+    assert relu.layer(0).mlp.to_dict() == {"type": "relu2", "intermediate_size": 40}
     assert (variant.layer(0).norm.eps, variant.layer(1).norm.eps) == (0.1, 0.2)
 
 
@@ -260,6 +275,8 @@ def test_mlp_widths(delta, width):
         ({"attention": {"type": "sliding_window", "window_size": 2048}}, ("attention", "window_size")),
         ({"attention": {"type": "sliding_window", "window_fraction": "1/5000"}}, ("attention", "window_fraction")),
         ({"head": {"type": "tied_softcap", "cap": 0.0}}, ("head", "cap")),
+        ({"rotary": {"type": "rope_ntk", "factor": 1e300}}, ("rotary", "factor")),
+        ({"mlp": {"expansion": 10**400}}, ("mlp", "expansion")),
         ({"embedding": {"type": "scaled", "factor": -1.0}}, ("embedding", "factor")),
         ({"norm": {"type": "dyt", "alpha": 0.0}}, ("norm", "alpha")),
     ],
@@ -268,6 +285,11 @@ def test_single_problems_of_blocks(delta, path):
     with pytest.raises(ConfigError) as caught:
         SMOLLM2.override(delta)
     assert [problem.path for problem in caught.value.problems] == [path]
+
+
+def test_a_layer_that_is_not_there():
+    with pytest.raises(ConfigError, match="layer_idx: received 30; allowed: 0 to 29"):
+        SMOLLM2.layer(30)
 
 
 def test_partial_fractions_are_exact():
@@ -310,6 +332,30 @@ def test_a_dictionary_typed_by_hand_has_no_unknown_keys():
 
 
 @pytest.mark.parametrize(
+    "given_fields",
+    [
+        {},
+        {"num_key_value_heads": 2},
+        {"head_dim": 10, "rms_norm_eps": 1e-3, "tie_word_embeddings": True},
+        {"rope_theta": 500.0},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 300.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2}, "rope_theta": 300.0},
+        {"hidden_act": "gelu", "initializer_range": 0.3, "max_position_embeddings": 32},
+    ],
+)
+def test_fields_that_are_left_out_are_transformers_own(given_fields):
+    """A dictionary, and the LlamaConfig that transformers makes of it, are one model; and its logits."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "vocab_size": 9, "intermediate_size": 8}
+    llama = {**sizes, "num_attention_heads": 6, **given_fields}
+    config, stock = ModelConfig.of({**llama, "model_type": "llama"}), LlamaConfig(**llama)
+    assert config == ModelConfig.of(stock)
+    ours, theirs = build_model(config).eval(), StockLlama(stock).eval()
+    theirs.load_state_dict(ours.state_dict())
+    tokens = torch.arange(8)[None]
+    assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
+
+
+@pytest.mark.parametrize(
     ("change", "path"),
     [
         ({"attention_bias": True}, ("attention_bias",)),
@@ -321,6 +367,17 @@ def test_a_dictionary_typed_by_hand_has_no_unknown_keys():
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ("rope_parameters", "rope_type")),
         ({"rope_parameters": {"rope_type": "linear"}}, ("rope_parameters", "factor")),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ("rope_parameters", "partial_rotary_factor")),
+        ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
+        ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config",)),
+        ({"tie_word_embeddings": "false"}, ("tie_word_embeddings",)),
+        ({"num_attention_heads": 0}, ("num_attention_heads",)),
+        ({"hidden_size": "64"}, ("hidden_size",)),
+        ({"hidden_size": 63, "head_dim": None}, ("num_attention_heads",)),
+        ({"hidden_act": []}, ("hidden_act",)),
+        ({"rope_parameters": "x"}, ("rope_parameters",)),
+        ({"rope_parameters": {"rope_type": []}}, ("rope_parameters", "rope_type")),
+        ({"rope_parameters": {"rope_theta": "abc"}}, ("rotary", "theta")),
+        ({"rope_scaling": {"type": "linear", "factor": "two"}}, ("rotary", "factor")),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 2.0}}, ("rope_parameters", "mscale")),
     ],
 )

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from llama_variants import build_model
+from llama_variants import ConfigError, build_model
 from llama_variants.blocks.init import normal_by_name
 from llama_variants.model import LlamaForCausalLM, LlamaVariantConfig
+from llama_variants.registry import HEAD
 from tests.llama_variants.models import EVERY_MODEL, TINY
 
 
@@ -40,9 +41,10 @@ def test_a_block_may_not_shift_another():
     assert all(torch.equal(after[name], before[name]) for name in after if name in before)
 
 
-def test_scaled_init_shrinks_what_writes_to_the_stream():
+@pytest.mark.parametrize("delta", [{"mlp": {"type": name}} for name in ("swiglu", "relu2", "gelu")])
+def test_scaled_init_shrinks_what_writes_to_the_stream(delta):
     control, scaled = (
-        build_model(TINY.override({"init": {"type": name}})).state_dict() for name in ("normal", "scaled")
+        build_model(TINY.override(delta | {"init": {"type": name}})).state_dict() for name in ("normal", "scaled")
     )
     for name in control:
         writes = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -89,3 +91,48 @@ def test_constructor_agrees_with_build():
     built = build_model(TINY, seed=5)
     constructed = LlamaForCausalLM(LlamaVariantConfig(variant=TINY.to_dict(), seed=5))
     assert all(torch.equal(a, b) for a, b in zip(built.parameters(), constructed.parameters(), strict=True))
+
+
+def test_what_was_loaded_stays_and_what_is_missing_is_drawn(tmp_path):
+    """A checkpoint with gains but no biases, and one without slopes: no memory is left as it was found."""
+    build_model(TINY, seed=1).save_pretrained(tmp_path)
+    layer_norm = LlamaVariantConfig(variant=TINY.override({"norm": {"type": "layer"}}).to_dict())
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path, config=layer_norm)
+    assert all((p == 0).all() for name, p in loaded.named_parameters() if name.endswith("norm.bias"))
+    dyt = LlamaVariantConfig(variant=TINY.override({"norm": {"type": "dyt"}}).to_dict())
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path, config=dyt)
+    assert all((p == 0.5).all() for name, p in loaded.named_parameters() if name.endswith("alpha"))
+    for name, value in build_model(TINY, seed=1).state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("change", [{"tie_word_embeddings": False}, {"num_hidden_layers": 1}, {"hidden_size": 24}])
+def test_a_field_that_contradicts_the_blocks_is_refused(change, tmp_path):
+    model = build_model(TINY.override({"norm": {"type": "layer"}}))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="change `variant` instead"):
+        LlamaForCausalLM.from_pretrained(tmp_path, **change)
+
+
+def test_buffers_and_odd_parameters_of_a_block_are_as_its_class_made_them(monkeypatch):
+    """A head with a buffer and a gain of its own: neither is left as memory was found."""
+
+    class Odd(HEAD["tied"]):
+        def __init__(self, config):
+            super().__init__(config)
+            self.register_buffer("table", torch.full((3,), 0.5), persistent=False)
+            self.gain = torch.nn.Parameter(torch.full((1,), 7.0))
+
+        def init_parameters(self):
+            torch.nn.init.constant_(self.gain, 2.0)
+
+    monkeypatch.setitem(HEAD._entries, "tied", Odd)
+    model = build_model(TINY)
+    assert (model.lm_head.table == 0.5).all()
+    assert model.lm_head.gain.item() == 2.0
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    monkeypatch.delattr(Odd, "init_parameters")
+    with pytest.raises(TypeError, match="lm_head.*has parameters but no init_parameters"):
+        build_model(TINY)
+    monkeypatch.undo()
+    assert torch.equal(model.model.embed_tokens.weight, build_model(TINY).lm_head.weight)

@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel, StaticCache
 from transformers import LlamaForCausalLM as StockLlama
 
 from llama_variants import LlamaForCausalLM, LlamaModel, ModelConfig, build_model
@@ -169,6 +169,28 @@ def test_wrong_arguments_are_named():
         model(tokens, inputs_embeds=torch.zeros(2, 16, 48))
     with pytest.raises(ValueError, match=r"attention_mask must be \(batch, 16\).*received \(2, 15\)"):
         model(tokens, attention_mask=torch.ones(2, 15))
+
+
+def test_what_would_be_silently_wrong_is_refused():
+    model = build_model(TINY).eval()
+    tokens = ids(TINY)
+    with pytest.raises(ValueError, match="only a cache that grows"):
+        model(tokens, cache=StaticCache(config=model.config, max_cache_len=32))
+    with pytest.raises(ValueError, match="only a cache that grows"):
+        model.generate(tokens, max_new_tokens=2, cache_implementation="static")
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]])
+    with pytest.raises(ValueError, match="position_ids that start again"):
+        model(tokens, position_ids=packed)
+    assert torch.equal(model(tokens, position_ids=torch.arange(16)[None]).logits, model(tokens).logits)
+
+
+def test_the_loss_is_computed_in_float32():
+    model = build_model(TINY, dtype=torch.bfloat16).eval()
+    tokens = ids(TINY, batch=8)
+    out = model(tokens, labels=tokens)
+    assert out.loss.dtype == torch.float32
+    want = F.cross_entropy(out.logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+    assert out.loss.item() == pytest.approx(want.item(), abs=1e-6)
 
 
 def test_embeddings_may_be_given_and_few_logits_asked_for():

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llama_variants import LlamaForCausalLM, LlamaMLP, ModelConfig, build_model
+from llama_variants.blocks.attention import visible
 from llama_variants.model import _CACHE
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 
@@ -69,6 +70,31 @@ def test_bfloat16_autocast_runs_and_is_near(config):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = model(tokens).logits
     assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("layers", "seen"), [({}, False), ({"1": {"attention": {"type": "gqa"}}}, True)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_each_layer_has_the_mask_of_its_own_window(layers, seen, padded):
+    """Two layers with windows of 5 carry a token 8 positions; one layer that sees all carries it to the end."""
+    config = TINY.override({"attention": {"type": "sliding_window", "window_size": 5}, "layers": layers})
+    model = build_model(config, dtype=torch.float64).eval()
+    tokens, mask = ids(config, time=40), torch.ones(2, 40, dtype=torch.long)
+    mask[:, :2] = 0 if padded else 1
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % config.vocab_size
+    with torch.no_grad():
+        moved = model(tokens, attention_mask=mask).logits != model(changed, attention_mask=mask).logits
+    reached = moved.any(dim=-1).all(dim=0).nonzero().flatten().tolist()
+    assert reached == list(range(3, 40 if seen else 12))
+
+
+def test_a_padded_query_sees_itself():
+    """Not nothing: a row without any key is not-a-number in some kernels."""
+    padding, cpu = torch.tensor([[False, False, True, True]]), torch.device("cpu")
+    seen = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert visible(4, 0, None, padding, cpu)[0, 0].int().tolist() == seen
+    assert visible(1, 3, 2, None, cpu)[0, 0].int().tolist() == [[0, 0, 1, 1]]
+    assert visible(1, 3, 4, None, cpu) is None
 
 
 def left_padded(config: ModelConfig, pad: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,6 +36,12 @@ def test_wrong_base_and_missing_config():
     costless = type("Costless", (nn.Module,), {"Config": type("Config", (BlockConfig,), {})})
     with pytest.raises(TypeError, match=r"needs a cost\(\)"):
         registry.register("a")(costless)
+    own = member()
+    registry.register("mine")(own)
+    borrowed = type("Borrowed", (nn.Module,), {"Config": own.Config})
+    with pytest.raises(TypeError, match="this is the one of 'mine'"):  # or it would rename it
+        registry.register("a")(borrowed)
+    registry.forget(own.__module__)
     inherits = type("Inherits", (member(),), {})
     with pytest.raises(TypeError, match="of its own"):  # or it would rename its parent's
         registry.register("a")(inherits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
@@ -197,26 +198,40 @@ def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
         (("report", EXPERIMENT), "nothing to report"),
     ],
 )
-def test_wrong_input_ends_in_2_and_leaves_nothing_behind(cli, project, arguments, says):
+def test_wrong_input_ends_in_2_and_leaves_nothing_behind(inside, project, arguments, says):
     before = sorted(project.rglob("*"))
-    done = cli(*arguments)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    code, out, errors = inside(project, *arguments)
+    assert (code, out) == (2, "")
+    assert says in errors
     assert sorted(project.rglob("*")) == before
 
 
-@pytest.fixture
-def here(capsys, monkeypatch):
-    """Runs a verb in this process, at the project's root."""
-    monkeypatch.chdir(ROOT)
+def test_wrong_input_at_a_real_prompt(cli, project):
+    done = cli("run", EXPERIMENT, "--base", "tiyn")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: experiments/micro_theta.yaml: 1 problem, nothing was run")
+    assert "Traceback" not in done.stderr
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(arguments)
+
+@pytest.fixture
+def inside(capsys, monkeypatch):
+    """Runs a verb in this process, in a folder: importing torch takes longer than most verbs."""
+
+    def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        try:
+            code = main(arguments)
+        except SystemExit as error:  # of argparse
+            code = error.code
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def here(inside):
+    """The same at the project's root."""
+    return functools.partial(inside, ROOT)
 
 
 def test_doctor_says_what_a_model_costs(here):

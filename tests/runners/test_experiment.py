@@ -39,7 +39,10 @@ def arms(plan) -> dict[str, int]:
     return {arm.name: arm.recipe.num_params for arm in plan.arms}
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "base",
+    [pytest.param(file, marks=() if file.stem == "tiny" else pytest.mark.slow, id=file.stem) for file in BASES],
+)
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_plans_on_every_base_at_its_exact_cost(file, base):
     plan = load_plan(file, base=base.stem)
@@ -84,9 +87,13 @@ def test_another_kind_of_mlp_is_matched_by_its_width():
 def test_a_layer_s_difference_is_held_against_the_control_s_value():
     by_name = {arm.name: arm for arm in load_plan(ROOT / "experiments/position_pattern.yaml").arms}
     at = "model.layers.3,7,11,15,19,23,27.rotary"
-    assert by_name["nope_every_4"].diff == {f"{at}.type": ("rope", "nope")}
+    assert by_name["nope_every_4"].diff == {f"{at}.type": ("rope", "nope"), f"{at}.theta": (10_000.0, None)}
     windows = {arm.name: arm for arm in load_plan(ROOT / "experiments/sliding_window.yaml").arms}
-    assert windows["local_global"].diff["model.attention.window_size"] == (None, 256)
+    local = "model.layers.0-2,4-6,8-10,12-14,16-18,20-22,24-26,28-29.attention"
+    assert windows["local_global"].diff == {
+        f"{local}.type": ("gqa", "sliding_window"),
+        f"{local}.window_size": (None, 256),
+    }
     flops = [windows[name].recipe.flops_per_token for name in ("local", "local_global", "control")]
     assert flops == sorted(flops)
 
@@ -174,6 +181,15 @@ def test_what_does_not_bear_on_the_result_is_not_in_the_identity(project):
     assert keys(project / "moved") == before
 
 
+def test_layers_that_a_base_has_already_are_no_difference(project):
+    base = project / "experiments/base/micro.yaml"
+    base.write_text(base.read_text().replace("data:\n", "  layers: {0: {rotary: {type: nope}}}\ndata:\n", 1))
+    edit(project, "{rotary: {theta: 100.0}}", "{layers: {1: {rotary: {type: nope}}}}")
+    (arm,) = [arm for arm in load_plan(project / "experiments/micro_theta.yaml").arms if arm.role == "variant"]
+    changed = {"model.layers.1.rotary.type": ("rope", "nope"), "model.layers.1.rotary.theta": (10_000.0, None)}
+    assert arm.diff == changed
+
+
 def problems(project: Path, text: str) -> list[str]:
     file = project / "experiments/bad.yaml"
     file.write_text(text)
@@ -237,6 +253,10 @@ HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
         (HEAD + "variants: {a: {train: {betas: [0.9, 1.0]}}}\n", "less than 1"),
         (HEAD + "variants: {a: {model: {mlp: {expansion: big}}}}\n", "a fraction such as 8/3"),
         (HEAD + "match: [params]\nvariants: {a: {model: {num_hidden_layers: 400}}}\n", "no MLP width can match"),
+        (
+            HEAD + "match: [params]\nvariants: {a: {model: {layers: {0-1: {mlp: {intermediate_size: 8}}}}}}\n",
+            "no MLP width can match",
+        ),
         (HEAD + "seeds: {control: 201}\n", "less than or equal to 200"),
         (HEAD + f"variants: {{a: {{train: {{lr: {'9' * 5000}}}}}}}\n", "plain values"),
         (HEAD + "variants: " + "[" * 3000 + "\n", "nested too deep"),

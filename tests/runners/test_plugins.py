@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from llama_variants import ConfigError
 from llama_variants.errors import check
+from llama_variants.registry import ATTENTION, FAMILIES
 from runners.experiment import ExperimentFile, load_plan
 from tests.conftest import ROOT
 
@@ -104,7 +106,10 @@ def test_workers_train_it_and_an_edit_trains_it_again(cli, plugged):
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        (None, ["plugins.0: received 'my_blocks', which raises ModuleNotFoundError", "or lies beside this file"]),
+        (
+            None,
+            ["plugins.0: received 'my_blocks', which raises ModuleNotFoundError", "or beside this file"],
+        ),
         ("import nothing_of_that_name", ["No module named 'nothing_of_that_name'", "my_blocks.py:1"]),
         ("1 / 0", ["ZeroDivisionError: division by zero", "my_blocks.py:1"]),
         ("def", ["SyntaxError"]),
@@ -127,6 +132,7 @@ def test_a_plugin_that_cannot_be_used_is_named(plugged, monkeypatch, module, say
     file.unlink() if module is None else file.write_text(module)
     with pytest.raises(ConfigError) as caught:
         load_plan(plugged / "experiments/plugged.yaml")
+    assert len(caught.value.problems) == 1  # and nothing of what follows from it
     for words in ["plugged.yaml:6", *says]:
         assert words in str(caught.value)
 
@@ -138,39 +144,38 @@ def test_a_cost_that_is_wrong_is_found_before_anything_runs(cli, plugged):
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     for what in ("parameters", "FLOPs"):
-        assert re.search(
-            rf"plugged.yaml:8: variants.relu.model: received [\d,]+ {what} by its blocks' cost", done.stderr
-        )
+        said = rf"plugged.yaml:8: variants.relu.model: received [\d,]+ {what} by its blocks' cost"
+        assert re.search(said, done.stderr)
     assert not (plugged / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        (
-            "F.relu(self.up_proj(x))",
-            "F.relu(self.up_prj(x))",
-            "AttributeError: 'ReLUMLP' object has no attribute 'up_prj'",
-        ),
-        (
-            "    def init_parameters(self):\n        nn.init.ones_(self.tau)\n",
-            "",
-            "has parameters but no init_parameters()",
-        ),
+        ("F.relu(self.up_proj(x))", "F.relu(self.up_prj(x))", "'ReLUMLP' object has no attribute 'up_prj'"),
+        ("    def init_parameters(self):", "    def init(self):", "has parameters but no init_parameters()"),
         ("def cost(self, model: ModelConfig", "def costs(self, model: ModelConfig", "needs a cost() in its Config"),
         ("return self.down_proj(", "return (", "RuntimeError"),
+        ("import torch\n", "import sys\nsys.exit(3)\n", "SystemExit"),
     ],
 )
-def test_a_slip_in_a_block_is_found_before_anything_runs(cli, plugged, old, new, says):
+def test_a_slip_in_a_block_is_found_before_anything_runs(plugged, monkeypatch, old, new, says):
+    monkeypatch.chdir(plugged)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     file = plugged / "experiments/my_blocks.py"
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
-    done = cli("plan", "experiments/plugged.yaml")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert says in done.stderr
-    assert re.search(r"\.py:\d+", done.stderr)
+    importlib.invalidate_caches()
+    try:
+        with pytest.raises(ConfigError) as caught:
+            load_plan(plugged / "experiments/plugged.yaml")
+    finally:
+        sys.modules.pop("my_blocks", None)
+        for registry in FAMILIES.values():
+            registry.forget("my_blocks")
+    assert says in str(caught.value)
+    assert re.search(r"\.py:\d+", str(caught.value))
 
 
 def test_the_doctor_tries_a_plugin_out(cli, plugged):
@@ -187,16 +192,8 @@ def test_the_suite_runs_on_a_plugin_s_blocks(plugged):
     """As CONTRIBUTING says; and it finds what is wrong with one."""
     file = plugged / "experiments/my_blocks.py"
     environment = os.environ | {"PYTHONPATH": str(file.parent), "PLUGINS": "my_blocks"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "not slow",
-        "-k",
-        "temperature or relu or sliding",
-        "tests/llama_variants",
-    ]
+    chosen = ["-m", "not slow", "-k", "temperature or relu or sliding"]
+    command = [sys.executable, "-m", "pytest", *chosen, "tests/llama_variants"]
 
     def suite() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -213,3 +210,67 @@ def test_the_suite_runs_on_a_plugin_s_blocks(plugged):
 def test_a_plugin_is_a_module_s_name(name):
     _, problems = check(ExperimentFile, {"name": "a", "version": 1, "question": "?", "base": "b", "plugins": [name]})
     assert [problem.path for problem in problems] == [("plugins", 0)]
+
+
+TWO = """
+from llama_variants.blocks.attention import GroupedConfig, LlamaAttention
+from llama_variants.registry import ATTENTION
+from {helper} import SCALE
+
+@ATTENTION.register("{name}")
+class Fixed(LlamaAttention):
+    class Config(GroupedConfig):
+        temperature: float = 1.0
+
+    def project(self, x):
+        q, k, v = super().project(x)
+        return q * SCALE, k, v
+"""
+
+
+COUNT = itertools.count()
+
+
+@pytest.fixture
+def fixed(plugged, monkeypatch):
+    """Plans with a plugin of two files, whose modules and block have a new name each time."""
+    monkeypatch.chdir(plugged)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def identity(temperature: float, scale: float, folder: str = "plans", name: str = "") -> tuple[str, str]:
+        i = next(COUNT)
+        name, helper, place = name or f"fixed_block_{i}", f"fixed_helper_{i}", plugged / folder
+        place.mkdir(exist_ok=True)
+        (place / f"{helper}.py").write_text(f"SCALE = {scale}\n")
+        (place / f"{name}.py").write_text(TWO.format(helper=helper, name=f"fixed_{i}"))
+        importlib.invalidate_caches()
+        yaml = EXPERIMENT.split("variants:")[0].replace("my_blocks", name)
+        arm = f"variants: {{a: {{model: {{attention: {{type: fixed_{i}, temperature: {temperature}}}}}}}}}\n"
+        (place / "fixed.yaml").write_text(yaml + arm)
+        plan = load_plan(place / "fixed.yaml")
+        (found,) = [arm.recipe.identity() for arm in plan.arms if arm.name == "a"]
+        return json.dumps(found["model"]["attention"]), found["semantics"][f"attention.fixed_{i}"]
+
+    yield identity
+    for registry in FAMILIES.values():
+        for module in [name for name in sys.modules if name.startswith(("fixed_", "twice"))]:
+            registry.forget(module)
+
+
+def test_a_block_s_own_field_is_part_of_its_identity(fixed):
+    (cold, _), (hot, _) = fixed(2.0, 1.0), fixed(9.0, 1.0)
+    assert '"temperature": 2.0' in cold
+    assert '"temperature": 9.0' in hot
+
+
+def test_what_a_plugin_imports_from_beside_it_is_part_of_its_identity(plugged, fixed):
+    _, first = fixed(1.0, 1.0)
+    (helper,) = (plugged / "plans").glob("fixed_helper_*.py")
+    helper.write_text("SCALE = 2.0\n")
+    assert ATTENTION.version(helper.stem.replace("helper_", "")) != first
+
+
+def test_a_second_module_of_the_same_name_is_not_taken_for_the_first(fixed):
+    fixed(1.0, 1.0, name="twice")
+    with pytest.raises(ConfigError, match="'twice', which is another module already"):
+        fixed(1.0, 1.0, folder="elsewhere", name="twice")
