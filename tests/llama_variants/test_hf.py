@@ -127,10 +127,10 @@ def test_loading_says_what_is_wrong(tmp_path):
 
 
 def test_a_variant_with_a_wrong_block_says_so(tmp_path):
-    build_model(TINY.override({"mlp": {"type": "relu2"}})).save_pretrained(tmp_path)
+    build_model(TINY.override({"residual": {"type": "sandwich"}})).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    file.write_text(file.read_text().replace("relu2", "relu3"))
-    with pytest.raises(ConfigError, match=r"(?s)once its module is imported.*did you mean 'relu2'"):
+    file.write_text(file.read_text().replace("sandwich", "sandwitch"))
+    with pytest.raises(ConfigError, match=r"(?s)once its module is imported.*did you mean 'sandwich'"):
         load_pretrained(tmp_path)
     assert "import llama_variants" in json.loads(file.read_text())["note"]
 

@@ -141,6 +141,8 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that started the tests in the background has them ignore SIGINT, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
     while not any(state["state"] == "RUNNING" for state in run_folders(project).values()):
