@@ -212,7 +212,7 @@ def test_the_example_block_passes_the_suite_that_picks_it_up(tmp_path):
         ["ruff", "check", "llama_variants"],
         ["ruff", "format", "--check", "llama_variants"],
         ["mypy"],
-        ["pytest", "-q", "-m", "not slow", "-k", "relu or registry or summary", "tests/llama_variants"],
+        ["pytest", "-m", "not slow", "-k", "relu or registry or summary", "tests/llama_variants"],
     )
     for module, *arguments in commands:
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tmp_path, capture_output=True, text=True)
