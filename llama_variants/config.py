@@ -84,7 +84,7 @@ class ModelConfig(StrictModel):
         if isinstance(config, ModelConfig):
             return config
         if isinstance(config, Mapping) and "variant" in config:  # a config.json of ours
-            config = config["variant"]
+            config = {**config["variant"], "vocab_size": config.get("vocab_size", config["variant"].get("vocab_size"))}
         if hasattr(config, "blocks"):  # of a LlamaVariantConfig
             return cls.of(config.blocks)
         if not isinstance(config, Mapping) and hasattr(config, "to_dict"):

@@ -114,13 +114,13 @@ class LlamaModel(nn.Module):
         self.embed_tokens = EMBEDDING[config.embedding.type](config)
         self.layers = nn.ModuleList()
         own = (config.rotary, config.attention_head_dim)
-        rotaries: dict[Any, nn.Module] = {
-            own: _rotary(config)
-        }  # one for each encoding, shared by the layers that have it
+        rotaries = {own: _rotary(config)}  # one for each encoding, shared by the layers that have it
         for index in range(config.num_hidden_layers):
             layer = config.layer(index)
-            rotary = rotaries.setdefault((layer.rotary, layer.attention_head_dim), _rotary(layer))
-            self.layers.append(RESIDUAL[layer.residual.type](layer, index, rotary=rotary))
+            key = (layer.rotary, layer.attention_head_dim)
+            if key not in rotaries:
+                rotaries[key] = _rotary(layer)
+            self.layers.append(RESIDUAL[layer.residual.type](layer, index, rotary=rotaries[key]))
         self.norm = NORM[config.norm.type].from_config(config.norm, config.hidden_size)
         self.rotary_emb = rotaries.pop(own)
         if rotaries:  # of single layers
