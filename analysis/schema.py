@@ -32,9 +32,11 @@ METRICS: dict[str, Metric] = {
     metric.key: metric
     for metric in (
         Metric("tokens", "tokens", "training tokens seen so far; an x axis that does not depend on the batch"),
+        Metric("epochs", "1", "passes over the training windows so far"),
         Metric("train/loss", "nats/token", "training cross-entropy of the step's whole batch"),
         Metric("train/grad_norm", "1", "global gradient norm before clipping"),
         Metric("train/lr", "1", "learning rate of the step"),
+        Metric("train/loss_spikes", "1", "losses so far that lay 6 sigma or more above the 128 steps before them"),
         Metric("throughput/tokens_per_s", "tokens/s", "training tokens over the time since the last log"),
         Metric("throughput/step_time_s", "s", "mean time of a step since the last log, evaluation left out"),
         Metric("memory/peak_bytes", "bytes", "peak memory: allocated on the accelerator, resident on a CPU"),
@@ -56,8 +58,9 @@ TAG_ARM = "ablation.arm"
 TAG_ROLE = "ablation.role"
 TAG_SEED = "ablation.seed"
 TAG_STRATUM = "ablation.stratum"  # device, precision, threads, torch …: what shifts bits but is not a recipe
-TAG_ATTEMPT = "ablation.attempt"  # a run started again from scratch is another attempt
+TAG_ATTEMPT = "ablation.attempt"  # one log that only grows: a run stopped and gone on with is the same attempt
 TAG_INVALID = "ablation.invalid"  # why a validity gate failed; absent on a valid run
+TAG_REASON = "ablation.reason"  # why a run failed or was stopped; absent on a valid run
 RUN_TAGS = (TAG_RUN_KEY, TAG_ARM, TAG_ROLE, TAG_SEED, TAG_STRATUM)
 
 # Experiment tags: the design, and one tag per arm (a tag holds at most 5,000 characters).

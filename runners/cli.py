@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from llama_variants.errors import ConfigError
+from runners.stop import Stopped, StopRequest
 
 RUNS = Path("runs")
 CACHE = Path("cache")
@@ -22,25 +25,16 @@ REPORTS = Path("reports")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    options.stop = StopRequest(says="stopping: runs in hand save their state; once more to stop at once")
+    options.stop.install(signal.SIGINT, signal.SIGTERM)
     try:
         return int(options.verb(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt) as stopped:
         print("stopped; the same command goes on with what is not done", file=sys.stderr)
-        return 130
-    except _Terminated:
-        return 143
-
-
-class _Terminated(BaseException):
-    """SIGTERM has come."""
-
-
-def _terminate(signum: int, frame: Any) -> None:
-    raise _Terminated
+        return 128 + getattr(stopped, "signum", signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,16 +54,25 @@ def _parser() -> argparse.ArgumentParser:
         if many:
             sub.add_argument("--jobs", type=_positive, help="runs at once (one to a card; one to a core if small)")
 
+    def trains(sub: argparse.ArgumentParser) -> None:
+        text = "seconds between checkpoints; 0 saves after every step (default 120)"
+        sub.add_argument("--save-every", type=_seconds, default=120.0, metavar="SECONDS", help=text)
+        text = "windows through the model at a time (default: as many as fit); changes losses by rounding only"
+        sub.add_argument("--micro-batch", type=_positive, metavar="WINDOWS", help=text)
+        text = "carry out again what is done or begun on another device, torch or code"
+        sub.add_argument("--fresh", action="store_true", help=text)
+
     plan = verb("plan", _plan, "show what an experiment would run, what it costs and what it could see")
     plan.add_argument("--json", action="store_true", help="print JSON")
     placed(plan)
     run = verb("run", _run, "carry out an experiment's unfinished runs, then report")
-    run.add_argument("--fresh", action="store_true", help="carry out again what was made on another device or code")
     placed(run)
+    trains(run)
     train = verb("train", _train, "carry out one run in this process")
     train.add_argument("arm", help="its arm, e.g. control")
     train.add_argument("index", type=int, nargs="?", default=0, help="which of the arm's seeds, from 0")
     placed(train, many=False)
+    trains(train)
     train.set_defaults(jobs=None)
     report = verb("report", _report, "print the verdicts of what has run and write the report")
     report.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -101,6 +104,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
+
+
 def _seeds(text: str) -> int:
     from runners.experiment import MAX_SEEDS
 
@@ -125,6 +135,12 @@ def _slots(options: argparse.Namespace, plan: Any) -> Any:
         raise ConfigError([Problem(("--device",), options.device, str(error))]) from None
 
 
+def _training(options: argparse.Namespace) -> Any:
+    from runners.train import Options
+
+    return Options(options.save_every, options.micro_batch)
+
+
 def _plan(options: argparse.Namespace) -> int:
     from runners.preview import preview
 
@@ -142,7 +158,15 @@ def _run(options: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, markup=False)
     slots = _slots(options, plan)
     try:
-        failed = run_plan(plan, root=RUNS, cache=CACHE, slots=slots, console=console, fresh=options.fresh)
+        failed = run_plan(
+            plan,
+            root=RUNS,
+            cache=CACHE,
+            slots=slots,
+            options=_training(options),
+            console=console,
+            fresh=options.fresh,
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -154,8 +178,9 @@ def _train(options: argparse.Namespace) -> int:
     import torch
 
     from llama_variants.errors import Problem, one_of
-    from runners.launchers.local import execute
+    from runners.execute import execute
     from runners.store import RunFolder
+    from runners.sweep import made_otherwise
     from runners.tracking import Mirror
 
     plan = _load(options)
@@ -167,14 +192,21 @@ def _train(options: argparse.Namespace) -> int:
     run = runs[options.arm][options.index]
     slots = _slots(options, plan)
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
-    folder = RunFolder(RUNS, run.key)
-    folder.create(run.recipe, run.seed)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    title = f"{run.arm} seed {run.seed}"
+    folder = RunFolder(RUNS, run.key, echo=lambda text: print(f"{title}: {text}", flush=True))
+    if first:
+        if options.fresh and run in made_otherwise(plan, RUNS, slots):
+            folder.forget()
+        folder.create(run.recipe, run.seed)
     try:
-        execute(folder, CACHE, slots.devices[0])
+        execute(folder, CACHE, slots.devices[0], _training(options), options.stop)
     finally:
-        Mirror(plan, RUNS).sync(run)
+        if first:
+            Mirror(plan, RUNS).sync(run)
     status = folder.status
-    print(f"{run.arm} seed {run.seed}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
+    if first:
+        print(f"{title}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
     return 0 if status.state == "FINISHED" else 1
 
 

@@ -1,25 +1,101 @@
-"""Validity gates: a run that fails one is invalid, whatever its loss says."""
+"""Validity gates: a run that fails one is invalid, whatever its loss says.
+
+Before the first step: the recipe, the data, the model. While it trains: what the logged steps show.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from llama_variants import LlamaForCausalLM
+from runners.data import Corpus
+from runners.optim import lr_at
+from runners.recipe import TrainConfig
 
 GRADIENT_STEPS = 3  # a gate initialised at zero may need a step or two before a gradient passes it
+MIN_LR = 1e-9
+"""AdamW moves a weight by about lr a step, and float32 tells weights near 0.05 apart by 4e-9."""
+REFERENCE_LR, REFERENCE_TOKENS = 3e-3, 2**20
+"""SmolLM2-135M's own peak rate and batch (huggingface/smollm, config_smollm2_135M.yaml)."""
+MAX_EPOCHS = 16.0
+"""Repeating data is nearly as good as new data for 4 epochs and worth nothing beyond some 16 (arXiv:2305.16264)."""
+MAX_SHARED = 0.1  # of the validation windows; a licence text may well stand in both splits
+PLATEAU_STEPS = 100  # a run shorter than this shows no plateau
+SPIKE_SIGMAS, SPIKE_WINDOW, SPIKE_MIN = 6.0, 128, 32
 
 
 class RunInvalid(Exception):  # noqa: N818 (a verdict on the run, not an error of the program)
     """A validity gate failed; the message is the reason."""
 
 
+def recipe_faults(train: TrainConfig) -> Iterator[str]:
+    """What would make a run of this recipe invalid, as far as the recipe alone tells."""
+    for step in range(train.num_steps):
+        if not lr_at(step, train) >= MIN_LR:
+            yield f"learning rate: {lr_at(step, train):.3g} at step {step + 1}; below {MIN_LR:g} no weight moves"
+            break
+    reference = REFERENCE_LR * math.sqrt(train.tokens_per_step / REFERENCE_TOKENS)
+    if train.warmup_steps < 2 and train.lr > reference:
+        yield (
+            f"warm-up: none, at a learning rate of {train.lr:g} and {train.tokens_per_step:,} tokens a step "
+            f"(SmolLM2's own, scaled to that batch, is {reference:.2g}); set warmup_steps, or a lower lr"
+        )
+
+
+def check_recipe(train: TrainConfig) -> None:
+    """Raises RunInvalid with the first of :func:`recipe_faults`."""
+    for fault in recipe_faults(train):
+        raise RunInvalid(fault)
+
+
+def check_data(corpus: Corpus, validation: np.ndarray, train: TrainConfig) -> None:
+    """Raises RunInvalid when the run repeats its text too often, or was shown what it is judged on.
+
+    Args:
+        corpus: the corpus.
+        validation: the windows that the run is judged on (n, t).
+        train: the recipe.
+    """
+    epochs = corpus.train.epochs(train.num_tokens, train.seq_len)
+    if epochs > MAX_EPOCHS:
+        raise RunInvalid(
+            f"epochs: {train.num_tokens:,} tokens are {epochs:,.1f} passes over the training text; "
+            f"more than {MAX_EPOCHS:g} memorise it"
+        )
+    probes = validation[np.linspace(0, len(validation) - 1, min(64, len(validation))).astype(int), :64]
+    shared = num_found(probes, corpus.train.tokens)
+    if shared > MAX_SHARED * len(probes):
+        raise RunInvalid(f"validation: {shared} of {len(probes)} windows stand word for word in the training text")
+
+
+def num_found(rows: np.ndarray, tokens: np.ndarray) -> int:
+    """How many of ``rows`` (n, k) stand somewhere in ``tokens``."""
+    length = rows.shape[1]
+    if len(tokens) < length:
+        return 0
+    places = np.flatnonzero(_holds(rows[:, 0])[tokens[: len(tokens) - length + 1]])
+    for i in range(1, length):  # a few places are left after the first few tokens
+        places = places[_holds(rows[:, i])[tokens[places + i]]]
+    found = {tokens[place : place + length].astype(np.int64).tobytes() for place in places}
+    return sum(row.astype(np.int64).tobytes() in found for row in rows)
+
+
+def _holds(ids: np.ndarray) -> np.ndarray:
+    """A table over all token ids: whether ``ids`` has it."""
+    table = np.zeros(2**16 if ids.max() < 2**16 else int(ids.max()) + 1, dtype=bool)
+    table[ids] = True
+    return table
+
+
 @torch.no_grad()
 def preflight(model: LlamaForCausalLM, batch: Tensor) -> None:
-    """Probe a new model on a few training windows ``batch`` (b, t). Raises RunInvalid with the first reason found.
+    """Probe a model on a few training windows ``batch`` (b, t). Raises RunInvalid with the first reason found.
 
     Three probes: a changed last token moves no earlier logit (causality); a changed first token moves later ones
     (content); the loss is that of predicting the *next* token (label shift). And tied weights are one tensor.
@@ -44,12 +120,26 @@ def preflight(model: LlamaForCausalLM, batch: Tensor) -> None:
 
     loss = model(batch, labels=batch).loss.item()
     shifted = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()).item()
-    if not math.isclose(loss, shifted, rel_tol=1e-3):
+    if not math.isclose(loss, shifted, rel_tol=1e-4):
         raise RunInvalid(f"label shift: the loss is {loss:.4f}, that of predicting the next token {shifted:.4f}")
 
     if model.config.tie_word_embeddings != (model.lm_head.weight is model.model.embed_tokens.weight):
         raise RunInvalid("tied head: the weights are not what the configuration says")
     model.train()
+
+
+def check_continues(batch_id: str, expected: str, first: str, step: int) -> None:
+    """After a resume: the data goes on where it was. Raises RunInvalid otherwise.
+
+    Args:
+        batch_id: of what the data now says was the last step's batch.
+        expected: of the batch that the checkpoint's last step was trained on.
+        first: of the run's first batch.
+        step: the checkpoint's, from 1.
+    """
+    if batch_id != expected:
+        what = "that of step 1: the data was started again" if batch_id == first else "another"
+        raise RunInvalid(f"data: step {step} was trained on batch {expected}; after the resume its batch is {what}")
 
 
 def check_first_loss(loss_nats: float, vocab_size: int) -> None:
@@ -77,8 +167,90 @@ class GradientWatch:
             raise RunInvalid(f"no gradient in {len(self._waiting)} parameters after {GRADIENT_STEPS} steps: {names}")
 
 
-def check_finite(first_step: int, losses: list[float], grad_norms: list[float]) -> None:
-    """Raises RunInvalid naming the first step whose loss or gradient norm is not finite; steps count from 1."""
-    for step, (loss, norm) in enumerate(zip(losses, grad_norms, strict=True), start=first_step):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunInvalid(f"step {step}: loss {loss}, gradient norm {norm}; the update was not applied")
+def first_not_finite(losses: Sequence[float], grad_norms: Sequence[float]) -> int | None:
+    """Index of the first step whose loss or gradient norm is not finite; None where all are."""
+    for i, pair in enumerate(zip(losses, grad_norms, strict=True)):
+        if not all(map(math.isfinite, pair)):
+            return i
+    return None
+
+
+def where_not_finite(model: LlamaForCausalLM, parts: Sequence[Tensor]) -> str:
+    """Run a batch, given as its micro-batches, once more, forward and backward, and name what is first not finite.
+
+    Forward, that is a module whose output is not finite while what it holds has not shown it yet; backward, a
+    parameter's gradient. Changes no parameter; leaves no gradients.
+    """
+    found: list[str] = []
+
+    def forward(name: str, module: nn.Module) -> None:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            if not found and any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
+                bad = [own for own, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
+                found.append(f"the output of {name}" + (f", whose {bad[0]} is not finite itself" if bad else ""))
+
+        handles.append(module.register_forward_hook(look))
+
+    def backward(name: str, p: nn.Parameter) -> None:
+        def look(p: Tensor) -> None:
+            assert p.grad is not None
+            if not found and not bool(torch.isfinite(p.grad).all()):
+                found.append(f"the gradient of {name}")
+
+        handles.append(p.register_post_accumulate_grad_hook(look))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for name, module in model.named_modules():
+        forward(name or "the model", module)
+    for name, p in model.named_parameters():
+        backward(name, p)
+    try:
+        for part in parts:
+            model(part, labels=part).loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.zero_grad(set_to_none=True)
+    return found[0] if found else "nothing when computed again: a fault of the hardware, or not deterministic"
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, dict):  # transformers' outputs are
+        yield from _tensors(tuple(output.values()))
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from _tensors(part)
+
+
+def check_learning(done: int, losses: Iterable[float], lr: float, vocab_size: int, num_steps: int) -> None:
+    """At a logged step: what was learned, and with what rate. Raises RunInvalid.
+
+    Args:
+        done: steps done.
+        losses: the newest ones, in nats.
+        lr: the optimizer's.
+        vocab_size: of the model.
+        num_steps: of the whole run.
+    """
+    if not lr >= MIN_LR:
+        raise RunInvalid(f"learning rate: the optimizer's is {lr:.3g} at step {done}; below {MIN_LR:g} no weight moves")
+    chance = math.log(vocab_size)
+    recent = list(losses)[-SPIKE_WINDOW:]
+    if done >= max(PLATEAU_STEPS, num_steps // 4) and np.mean(recent) > chance - 0.1:
+        raise RunInvalid(
+            f"plateau: after {done} steps the loss of the last {len(recent)} is {np.mean(recent):.4f}; "
+            f"guessing gives {chance:.4f}"
+        )
+
+
+def count_spikes(before: Iterable[float], new: Sequence[float]) -> int:
+    """How many of the ``new`` losses lie 6 sigma or more above the 128 before them (at least 32)."""
+    losses, spikes = np.asarray([*before, *new]), 0
+    for i in range(len(losses) - len(new), len(losses)):
+        window = losses[max(0, i - SPIKE_WINDOW) : i]
+        if len(window) >= SPIKE_MIN:
+            spikes += int(losses[i] > window.mean() + SPIKE_SIGMAS * window.std())
+    return spikes

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from analysis.power import detectable_effect
 from runners.experiment import Plan, PlannedArm
+from runners.health import recipe_faults
 from runners.store import RunFolder
 from runners.sweep import Slots, unfinished
 
@@ -52,6 +53,7 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
         "sigma_source": sigma_source,
         "margin": plan.decide.margin,
         "screen": plan.screen,
+        "faults": {arm.name: fault for arm in plan.arms for fault in recipe_faults(arm.recipe.train)},
     }
     return _text(plan, record), record
 
@@ -78,7 +80,7 @@ def _estimate_seconds(plan: Plan, todo: list[Any], root: Path, slots: Slots) -> 
     if not todo:
         return 0.0, "nothing is left to do"
     done = [
-        status.ended - status.started
+        status.ended - status.resumed
         for run in plan.runs()
         if (status := RunFolder(root, run.key).status).state == "FINISHED"
     ]
@@ -158,6 +160,8 @@ def _text(plan: Plan, record: dict[str, Any]) -> str:
         f"(by {record['estimate_basis']})",
         highlight=False,
     )
+    for arm, fault in record["faults"].items():
+        console.print(f"warning: runs of {arm} would be invalid: {fault}", highlight=False)
     for line in _power_lines(plan, record):
         console.print(line, highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -36,6 +36,7 @@ class TrainConfig(StrictModel):
     weight_decay: NonNegativeFloat  # on matrices; gains and biases are not decayed
     max_grad_norm: PositiveFloat  # global norm at which gradients are clipped
     precision: Literal["float32", "bfloat16"]  # bfloat16: autocast over float32 weights
+    deterministic: bool  # equal bits from every run on one kind of device, at a price in speed
 
     @property
     def batch_size(self) -> int:

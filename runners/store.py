@@ -1,16 +1,20 @@
 """Run folders: the one place where a run's truth is kept.
 
-``runs/<key>/`` holds config.yaml (the recipe and the seed), metrics.jsonl (one line per logged step), status.json and,
-after a failure, error.txt. Everything else (the tracking store, reports) can be made again from these.
+``runs/<key>/`` holds config.yaml (the recipe and the seed), metrics.jsonl (one line per logged step), status.json,
+events.log (what happened, in words), source.diff (what was not committed), checkpoints/ while it trains, final/ (the
+weights) when it is done and, after a failure, error.txt. The tracking store and reports can be made again from these.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +32,10 @@ class Status:
     """What is known of a run. Times are seconds since the epoch."""
 
     state: State = "NEW"
-    attempt: str = ""  # a new one for every start from scratch
+    attempt: str = ""  # names one log that only grows: a start from scratch and a log cut back each make a new one
     reason: str = ""
-    started: float = 0.0
+    started: float = 0.0  # the attempt
+    resumed: float = 0.0  # the process that has it, or had it last
     ended: float = 0.0
     stratum: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -38,11 +43,16 @@ class Status:
 
 
 class RunFolder:
-    """One run's folder. Reading never needs the lock; only the process that trains writes."""
+    """One run's folder. Reading never needs the lock; only the process that trains writes.
 
-    def __init__(self, root: Path, key: str) -> None:
+    ``echo`` receives every event besides the file.
+    """
+
+    def __init__(self, root: Path, key: str, echo: Callable[[str], None] = lambda text: None) -> None:
         self.path = root / key
         self.key = key
+        self.echo = echo
+        self._unwritten = b""  # rows that the disk had no room for
 
     def create(self, recipe: Recipe, seed: int) -> None:
         """Write config.yaml unless it is there; the key names its content, so it never changes."""
@@ -62,6 +72,21 @@ class RunFolder:
         return FileLock(self.path / "lock")
 
     @property
+    def log_file(self) -> Path:
+        """One line for each logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are while it trains."""
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """Its weights when it is done, as transformers loads them, with the tokenizer."""
+        return self.path / "final"
+
+    @property
     def error_file(self) -> Path:
         """Where a failed attempt leaves its traceback."""
         return self.path / "error.txt"
@@ -74,11 +99,24 @@ class RunFolder:
         except FileNotFoundError:
             return Status()
 
-    def begin(self, stratum: str, environment: Mapping[str, str], data_fingerprint: str) -> None:
-        """Start an attempt: clear what an earlier one logged."""
-        (self.path / "metrics.jsonl").write_text("")
+    def begin(
+        self, stratum: str, environment: Mapping[str, str], data_fingerprint: str, log_bytes: int = 0, diff: str = ""
+    ) -> None:
+        """Start an attempt, or go on with the last one where its log ends at ``log_bytes`` (0: from scratch).
+
+        What was logged beyond that is cut off: those steps are done again. ``diff`` becomes source.diff.
+        """
+        size = self.log_file.stat().st_size if self.log_file.exists() else 0
+        assert size >= log_bytes
+        before = self.status
+        self.log_file.touch()
+        os.truncate(self.log_file, log_bytes)
         self.error_file.unlink(missing_ok=True)
-        self._write(Status("RUNNING", uuid.uuid4().hex, "", time.time(), 0.0, stratum, environment, data_fingerprint))
+        (self.path / "source.diff").write_text(diff)
+        attempt, started, now = before.attempt, before.started, time.time()
+        if not log_bytes or size > log_bytes:
+            attempt, started = uuid.uuid4().hex, now
+        self._write(Status("RUNNING", attempt, "", started, now, 0.0, stratum, environment, data_fingerprint))
 
     def end(self, state: State, reason: str = "", error: str = "") -> None:
         """Close the attempt."""
@@ -90,28 +128,62 @@ class RunFolder:
         self._write(replace(status, state=state, reason=reason, ended=time.time()))
 
     def forget(self) -> None:
-        """Have the run carried out again; what it logged stays until then."""
+        """Have the run carried out again from its first step; what it logged stays until then."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
         self._write(Status())
 
     def _write(self, status: Status) -> None:
         write_atomically(self.path / "status.json", json.dumps(asdict(status), indent=1))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line; floats keep every digit."""
+        """Append one line; floats keep every digit. On a full disk it is kept, and appended with the next one."""
         row = {"time": round(time.time(), 3), "step": step, "metrics": metrics}
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._unwritten += json.dumps(row).encode() + b"\n"
+        try:
+            self.flush_log()
+        except OSError as error:
+            self.say(f"step {step} not logged ({error}); it will be with the next one")
+
+    def flush_log(self) -> int:
+        """Write what is still unwritten, whole or not at all; the log's length in bytes. Raises OSError."""
+        with self.log_file.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if self._unwritten and file.write(self._unwritten) != len(self._unwritten):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.truncate(self.log_file, end)
+                raise
+            self._unwritten = b""
+            return file.tell()
+
+    def say(self, text: str) -> None:
+        """Append to events.log, for people; a full disk loses it."""
+        self.echo(text)
+        with contextlib.suppress(OSError), (self.path / "events.log").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def events(self, start: int = 0) -> tuple[list[str], int]:
+        """Complete lines of events.log from byte ``start`` on, without their time, and the byte after them."""
+        lines, end = _lines(self.path / "events.log", start)
+        return [line.decode(errors="replace")[20:] for line in lines], end
 
     def rows(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Complete lines from byte ``start`` on, and the byte after them; a line still being written is left."""
-        try:
-            with (self.path / "metrics.jsonl").open("rb") as file:
-                file.seek(start)
-                text = file.read()
-        except FileNotFoundError:
-            return [], start
-        whole = text[: text.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+        lines, end = _lines(self.log_file, start)
+        return [json.loads(line) for line in lines], end
+
+
+def _lines(file: Path, start: int) -> tuple[list[bytes], int]:
+    """Whole lines from byte ``start`` on, and the byte after them."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(start)
+            text = opened.read()
+    except FileNotFoundError:
+        return [], start
+    whole = text[: text.rfind(b"\n") + 1]
+    return whole.splitlines(), start + len(whole)
 
 
 def write_atomically(target: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from runners.experiment import Plan, PlannedRun
 from runners.launchers.local import LocalLauncher
 from runners.store import RunFolder
 from runners.tracking import Mirror
+from runners.train import Options
 
 SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
 SYNC_EVERY_S = 5.0
@@ -60,24 +61,35 @@ def unfinished(plan: Plan, root: Path) -> list[PlannedRun]:
 
 
 def made_otherwise(plan: Plan, root: Path, slots: Slots) -> list[PlannedRun]:
-    """Finished runs of another stratum than runs made now would have: another device, torch, or training code."""
+    """Runs done or begun in another stratum than new ones would have: another device, torch, or training code."""
     import torch
 
     from runners.determinism import stratum
 
     now = stratum(torch.device(slots.devices[0]), slots.threads)
-    statuses = ((run, RunFolder(root, run.key).status) for run in plan.runs())
-    return [run for run, status in statuses if status.state == "FINISHED" and status.stratum != now]
+    return [
+        run
+        for run in plan.runs()
+        if (status := (folder := RunFolder(root, run.key)).status).stratum not in ("", now)
+        and (status.state == "FINISHED" or folder.checkpoints.exists())
+    ]
 
 
 def run_plan(
-    plan: Plan, *, root: Path, cache: Path, slots: Slots, console: Console, fresh: bool = False
+    plan: Plan,
+    *,
+    root: Path,
+    cache: Path,
+    slots: Slots,
+    console: Console,
+    options: Options | None = None,
+    fresh: bool = False,
 ) -> list[PlannedRun]:
     """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
 
-    A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand are
-    marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` carries out again what was made
-    otherwise, so that all runs of the plan can be compared.
+    A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand save
+    their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` carries out again
+    what was made otherwise, so that all runs of the plan can be compared.
     """
     from runners.data import prepare
 
@@ -87,8 +99,8 @@ def run_plan(
     todo = unfinished(plan, root)
     if others and todo and not fresh:
         console.print(
-            f"note: {len(others)} finished runs were made on another device, with another torch or with other code; "
-            "they are not comparable with new ones. ARGS=--fresh makes them again.",
+            f"note: {len(others)} runs were made on another device, with another torch or with other code; those done "
+            "are not comparable with new ones, those begun cannot go on. ARGS=--fresh makes them again.",
             highlight=False,
         )
     if todo:
@@ -101,7 +113,7 @@ def run_plan(
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
-        launcher = LocalLauncher(root, cache, slots.devices, slots.threads)
+        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options or Options())
         _carry_out(plan, todo, launcher, mirror, root, console)
     for run in plan.runs():
         mirror.sync(run)
@@ -131,9 +143,12 @@ def _carry_out(
         except Exception as error:
             console.print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", highlight=False)
 
+    working = launcher.run(list(by_key))
     try:
-        for finished in launcher.run(list(by_key)):
+        for finished in working:
             now = time.monotonic()
+            for line in board.events():
+                console.print(line, highlight=False)
             if finished:
                 mirrored([by_key[finished.key]])
                 console.print(board.finish(finished.key), highlight=False)
@@ -146,9 +161,12 @@ def _carry_out(
                 console.print(*board.lines(), sep="\n", highlight=False)
                 shown = now
     finally:
-        if live:
-            live.stop()
-        mirrored(todo)
+        try:
+            if live:
+                live.stop()
+            working.close()
+        finally:
+            mirrored(todo)
 
 
 class _Board:
@@ -158,13 +176,17 @@ class _Board:
         self.number = {run.key: i for i, run in enumerate(todo, start=1)}
         self.runs = {run.key: run for run in todo}
         self.folders = {run.key: RunFolder(root, run.key) for run in todo}
-        self.offsets = dict.fromkeys(self.runs, 0)
+        self.offsets = dict.fromkeys(self.runs, ("", 0))  # attempt, and bytes of its log that were read
+        self.heard = {key: folder.events()[1] for key, folder in self.folders.items()}  # bytes of events.log
         self.latest: dict[str, dict[str, float]] = {}
         self.done: set[str] = set()
         self.began = time.time()
 
     def _read(self, key: str) -> dict[str, float]:
-        rows, self.offsets[key] = self.folders[key].rows(self.offsets[key])
+        attempt, start = self.offsets[key]
+        current = self.folders[key].status.attempt
+        rows, end = self.folders[key].rows(start if attempt == current else 0)
+        self.offsets[key] = current, end
         for row in rows:
             self.latest[key] = self.latest.get(key, {}) | {"step": row["step"], **row["metrics"]}
         return self.latest.get(key, {})
@@ -172,6 +194,14 @@ class _Board:
     def _title(self, key: str) -> str:
         run = self.runs[key]
         return f"[{self.number[key]:>2}/{len(self.runs)}] {run.arm} seed {run.seed}"
+
+    def events(self) -> list[str]:
+        """What has happened since the last call, in words."""
+        lines = []
+        for key, folder in self.folders.items():
+            new, self.heard[key] = folder.events(self.heard[key])
+            lines += [f"{self._title(key)}: {line}" for line in new]
+        return lines
 
     def finish(self, key: str) -> str:
         """The line that stays on the screen when a run is over."""
@@ -182,7 +212,7 @@ class _Board:
             more = f" (see {file})" if file.exists() else ""
             return f"{self._title(key)}: {status.state}: {status.reason}{more}"
         latest = self._read(key)
-        seconds = status.ended - status.started
+        seconds = status.ended - status.resumed
         return (
             f"{self._title(key)}: val/loss {latest['final/val_loss']:.4f} nats, "
             f"{latest['final/tokens_per_s']:,.0f} tokens/s, {seconds:.0f} s"
@@ -197,7 +227,7 @@ class _Board:
             status = self.folders[key].status
             if key in self.done:
                 seen += run.recipe.train.num_tokens
-            elif status.state == "RUNNING" and status.started >= self.began - 1:
+            elif status.state == "RUNNING" and status.resumed >= self.began - 1:
                 latest = self._read(key)
                 seen += int(latest.get("tokens", 0))
                 if latest:

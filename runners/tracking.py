@@ -55,8 +55,8 @@ class Mirror:
                 self.client.set_experiment_tag(experiment_id, key, value)
         return str(experiment_id)
 
-    def _find_runs(self) -> dict[tuple[str, str, str], tuple[str, str]]:
-        """(arm, run key, attempt) -> (MLflow's run id, its status)."""
+    def _find_runs(self) -> dict[tuple[str, str, str], tuple[str, str, int]]:
+        """(arm, run key, attempt) -> (MLflow's run id, its status, when it ended in ms)."""
         known = {}
         token = None
         while True:
@@ -68,7 +68,7 @@ class Mirror:
                     tags.get(schema.TAG_RUN_KEY, ""),
                     tags.get(schema.TAG_ATTEMPT, ""),
                 )
-                known[place] = (run.info.run_id, run.info.status)
+                known[place] = (run.info.run_id, run.info.status, run.info.end_time or 0)
             token = page.token
             if not token:
                 return known
@@ -88,31 +88,39 @@ class Mirror:
                 self._known |= self._find_runs()
                 if place not in self._known:
                     self._close_others(run)
-                    self._known[place] = self._create(run, status), "RUNNING"
-        run_id, state = self._known[place]
+                    self._known[place] = self._create(run, status), "RUNNING", 0
+        run_id, state, ended = self._known[place]
         if state != "RUNNING":
-            return
+            if ended == int(status.ended * 1000):
+                return
+            self._reopen(run_id)  # it was stopped, and the same attempt goes on
         rows, end = folder.rows(self._offsets.get(run_id, 0))
         for batch in _batches(_metrics(rows)):
             self.client.log_batch(run_id, metrics=batch)
         self._offsets[run_id] = end  # only now: what was not taken is sent again
+        state, ended = "RUNNING", 0
         if status.state in _MLFLOW_STATES:
-            state = _MLFLOW_STATES[status.state]
+            state, ended = _MLFLOW_STATES[status.state], int(status.ended * 1000)
             if status.reason:
                 self.client.set_tag(
                     run_id,
-                    schema.TAG_INVALID if status.state == "INVALID" else "ablation.reason",
+                    schema.TAG_INVALID if status.state == "INVALID" else schema.TAG_REASON,
                     status.reason,
                 )
-            self.client.set_terminated(run_id, state, end_time=int(status.ended * 1000))
-        self._known[place] = (run_id, state)
+            self.client.set_terminated(run_id, state, end_time=ended)
+        self._known[place] = run_id, state, ended
+
+    def _reopen(self, run_id: str) -> None:
+        self.client.update_run(run_id, status="RUNNING")
+        for tag in {schema.TAG_INVALID, schema.TAG_REASON} & self.client.get_run(run_id).data.tags.keys():
+            self.client.delete_tag(run_id, tag)
 
     def _close_others(self, run: PlannedRun) -> None:
         """An attempt whose process was killed outright never said that it ended."""
-        for place, (run_id, state) in self._known.items():
+        for place, (run_id, state, _) in self._known.items():
             if place[:2] == (run.arm, run.key) and state == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")
-                self._known[place] = run_id, "KILLED"
+                self._known[place] = run_id, "KILLED", 0
 
     def _create(self, run: PlannedRun, status: Status) -> str:
         from mlflow.entities import Param

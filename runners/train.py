@@ -2,103 +2,219 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import math
-import platform
-import resource
 import statistics
 import time
-from pathlib import Path
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from llama_variants import build_model
-from runners import health
+from runners import health, memory
+from runners.accumulate import find_micro_batch, gradients
+from runners.checkpoint import Checkpoint, Checkpoints
 from runners.data import Corpus
-from runners.determinism import autocast
+from runners.determinism import autocast, make_deterministic, price_of_determinism, seed_step
 from runners.evaluate import evaluate
+from runners.final import keep_final
 from runners.optim import build_optimizer, lr_at
-from runners.recipe import Recipe
+from runners.parallel import World
+from runners.recipe import Recipe, TrainConfig
+from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder
 
-LINUX = platform.system() == "Linux"
 LOG_POINTS = 100  # logged steps of a run, whatever its length
 
 
-def train(recipe: Recipe, seed: int, corpus: Corpus, run: RunFolder, device: torch.device) -> None:
-    """Train ``recipe`` with ``seed`` on ``corpus`` and log to ``run``.
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out, which bears on its result by rounding at most.
 
-    The seed sets both the initial values and the order of the data; a batch is a function of (seed, step) alone.
-    On an accelerator nothing waits for the device between two logged steps.
+    ``save_every_s``: seconds between checkpoints. ``micro_batch``: windows that go through the model at a time; None
+    is as many as fit into memory.
+    """
+
+    save_every_s: float = 120.0
+    micro_batch: int | None = None
+
+
+DEFAULTS, ALONE = Options(), World()
+
+
+@dataclass
+class Progress:
+    """What a run knows besides its tensors; with them, all that a resume needs."""
+
+    step: int = 0  # done
+    micro_batch: int = 0
+    losses: deque[float] = field(default_factory=deque)  # the newest, one a step
+    rates: list[float] = field(default_factory=list)  # tokens/s at logged steps
+    spikes: int = 0
+    val_loss: float | None = None
+    wall_time_s: float = 0.0
+    first_batch: str = ""
+    last_batch: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None, config: TrainConfig) -> Progress:
+        """A checkpoint's, or that of a new run."""
+        stored = {name: checkpoint.state[name] for name in cls.__dataclass_fields__} if checkpoint else {}
+        kept = max(health.SPIKE_WINDOW, config.num_steps // 10)
+        return cls(**stored | {"losses": deque(stored.get("losses", ()), maxlen=kept)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"losses": list(self.losses)}
+
+
+def train(
+    recipe: Recipe,
+    seed: int,
+    corpus: Corpus,
+    run: RunFolder,
+    device: torch.device,
+    *,
+    options: Options = DEFAULTS,
+    stop: StopRequest | None = None,
+    checkpoint: Checkpoint | None = None,
+    world: World = ALONE,
+) -> None:
+    """Train ``recipe`` with ``seed`` on ``corpus`` and log to ``run``, from ``checkpoint`` on where there is one.
+
+    The seed sets the initial values and the order of the data; a batch is a function of (seed, step) alone, whatever
+    the micro-batch and the number of processes. On an accelerator nothing waits for the device between logged steps.
 
     Raises:
         RunInvalid: when a validity gate fails.
+        Stopped: when ``stop`` was requested; the state after the step in hand is saved.
+        CheckpointError: when ``checkpoint`` is of another model.
     """
     began = time.perf_counter()
-    config = recipe.train
-    reset_peak_memory(device)
-    model = build_model(recipe.model, seed=seed, device=device)
-    optimizer = build_optimizer(model, config)
-    windows = corpus.validation.windows(recipe.eval.num_windows, config.seq_len)
-    bits_per_byte = 1 / (math.log(2) * corpus.validation.bytes_per_token)  # of one nat per token
-    log_every = max(1, config.num_steps // LOG_POINTS)
+    config, vocab_size = recipe.train, recipe.model.vocab_size
+    stop = stop or StopRequest()
 
-    def batch(step: int) -> torch.Tensor:
-        ids = corpus.train.batch(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)
-        batch = torch.from_numpy(ids)  # (b, t)
+    def say(text: str) -> None:
+        if world.first:
+            run.say(text)
+
+    def rows(step: int) -> np.ndarray:
+        return corpus.train.batch(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)  # (b, t)
+
+    def on_device(rows: np.ndarray) -> Tensor:
+        batch = torch.from_numpy(rows[world.rows(len(rows))])
         # Only out of pinned memory does a copy to the card not wait for the steps before it.
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
-    health.preflight(model, batch(0))
-    watch = health.GradientWatch(model)
-    losses: list[torch.Tensor] = []  # of the steps since the last log, still on the device
-    grad_norms: list[torch.Tensor] = []
-    all_losses: list[float] = []
-    rates: list[float] = []
-    model.train()
-    mark = time.perf_counter()
+    # The recipe and the data, checked; the model and the optimizer, new or as the checkpoint has them.
+    make_deterministic(config.deterministic)
+    memory.reset_peak(device)
+    windows = corpus.validation.windows(recipe.eval.num_windows, config.seq_len)
+    bits_per_byte = 1 / (math.log(2) * corpus.validation.bytes_per_token)  # of one nat per token
+    health.check_recipe(config)
+    health.check_data(corpus, windows, config)
+    model = build_model(recipe.model, seed=seed, device=device)
+    optimizer = build_optimizer(model, config)
+    progress = Progress.of(checkpoint, config)
+    if checkpoint:
+        checkpoint.restore(model, optimizer)
+        health.check_continues(
+            batch_id(rows(progress.step - 1)), progress.last_batch, progress.first_batch, progress.step
+        )
+    if world.least(progress.step) != progress.step:
+        raise RuntimeError("the processes of this run do not see the same checkpoints: is the folder shared?")
+    checkpoints = Checkpoints(run, options.save_every_s, say)
 
-    for step in range(config.num_steps):
-        ids = batch(step)
+    # The model, checked, and how much of a batch fits into memory.
+    probe = on_device(rows(progress.step))
+    health.preflight(model, probe)
+    progress.micro_batch = options.micro_batch or progress.micro_batch
+    if not progress.micro_batch:
+        progress.micro_batch = find_micro_batch(model, probe, config, world, say)
+    if config.deterministic and not checkpoint:
+        probe = probe[: progress.micro_batch]
+        price = price_of_determinism(lambda: gradients(model, probe, config, ALONE, len(probe)), device)
+        say(f"deterministic: {price:.2f} times the time of a step without (forward and backward, median of 5 pairs)")
+    del probe
+    parallel = world.wrap(model, device)
+    watch = health.GradientWatch(model)
+    model.train()
+
+    pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the newest steps, still on the device
+    not_finite = torch.zeros((), device=device)  # becomes 1 with the first bad step, and stays
+
+    def read_pending() -> float:
+        """Wait for the device; check the losses and keep them. Returns the newest gradient norm."""
+        losses, norms = torch.stack([torch.stack(pair) for pair in pending], dim=1).tolist()
+        pending.clear()
+        if (bad := health.first_not_finite(losses, norms)) is not None:
+            step = progress.step - len(losses) + bad  # from 0; no update was applied since, so it can be seen again
+            seed_step(seed, step, device, world.rank)
+            with autocast(device, config.precision):
+                cause = health.where_not_finite(model, on_device(rows(step)).split(progress.micro_batch))
+            places = corpus.train.places(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)
+            raise health.RunInvalid(
+                f"step {step + 1}: loss {losses[bad]}, gradient norm {norms[bad]}; the update was not applied; first "
+                f"not finite: {cause}; batch {batch_id(rows(step))} of seed {seed}, training windows {places.tolist()}"
+            )
+        progress.spikes += health.count_spikes(progress.losses, losses)
+        progress.losses.extend(losses)
+        return float(norms[-1])
+
+    log_every = max(1, config.num_steps // LOG_POINTS)
+    earlier_s = progress.wall_time_s  # before the resume
+    mark, unlogged = time.perf_counter(), 0  # when the last line was logged, and the steps since
+
+    for step in range(progress.step, config.num_steps):
+        ids = rows(step)
+        if step == 0:
+            progress.first_batch = batch_id(ids)
+        seed_step(seed, step, device, world.rank)
         lr = lr_at(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        with autocast(device, config.precision):
-            loss = model(ids, labels=ids).loss
-        loss.backward()
+        attempt = partial(gradients, parallel, on_device(ids), config, world)
+        progress.micro_batch, loss = memory.largest_that_fits(progress.micro_batch, attempt, say, retry=world.size == 1)
         watch.after_backward(step)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        # A non-finite loss or gradient skips the update on the device; it is reported at the next logged step.
-        optimizer.found_inf = (~torch.isfinite(loss.detach() + grad_norm)).float()  # type: ignore[attr-defined]
+        # A loss or gradient that is not finite skips this update and all later ones, until it is read.
+        not_finite = torch.maximum(not_finite, (~torch.isfinite(loss + grad_norm)).float())
+        optimizer.found_inf = not_finite  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        grad_norms.append(grad_norm)
+        pending.append((loss, grad_norm))
 
-        done = step + 1
+        done = progress.step = step + 1
+        unlogged += 1
         last = done == config.num_steps
         evaluates = done % recipe.eval.every_steps == 0 or last
         if done % log_every == 0 or done == 1 or evaluates:
-            values = torch.stack([*losses, *grad_norms]).tolist()  # waits for the device
-            count = len(losses)
-            health.check_finite(done - count + 1, values[:count], values[count:])
+            norm = read_pending()
             if done == 1:
-                health.check_first_loss(values[0], recipe.model.vocab_size)
-            step_time_s = (time.perf_counter() - mark) / count
-            rates.append(config.tokens_per_step / step_time_s)
-            all_losses += values[:count]
+                health.check_first_loss(progress.losses[0], vocab_size)
+            health.check_learning(done, progress.losses, optimizer.param_groups[0]["lr"], vocab_size, config.num_steps)
+            step_time_s = (time.perf_counter() - mark) / unlogged
+            progress.rates.append(config.tokens_per_step / step_time_s)
+            tokens = done * config.tokens_per_step
             metrics = {
-                "tokens": done * config.tokens_per_step,
-                "train/loss": values[count - 1],
-                "train/grad_norm": values[-1],
+                "tokens": tokens,
+                "epochs": corpus.train.epochs(tokens, config.seq_len),
+                "train/loss": progress.losses[-1],
+                "train/grad_norm": norm,
                 "train/lr": lr,
-                "throughput/tokens_per_s": rates[-1],
+                "train/loss_spikes": progress.spikes,
+                "throughput/tokens_per_s": progress.rates[-1],
                 "throughput/step_time_s": step_time_s,
-                "memory/peak_bytes": peak_memory_bytes(device),
+                "memory/peak_bytes": memory.peak_bytes(device),
             }
-            losses, grad_norms = [], []
             if evaluates:
-                result = evaluate(model, windows, batch_size=config.batch_size, precision=config.precision)
+                result = evaluate(model, windows, batch_size=progress.micro_batch, precision=config.precision)
+                progress.val_loss = result.loss_nats
                 metrics |= {
                     "val/loss": result.loss_nats,
                     "val/bits_per_byte": result.loss_nats * bits_per_byte,
@@ -108,31 +224,34 @@ def train(recipe: Recipe, seed: int, corpus: Corpus, run: RunFolder, device: tor
                     "final/val_loss": result.loss_nats,
                     "final/val_bits_per_byte": result.loss_nats * bits_per_byte,
                     "final/val_loss_se": result.se_nats,
-                    "final/train_loss": statistics.fmean(all_losses[-max(1, config.num_steps // 10) :]),
-                    "final/tokens_per_s": statistics.median(rates),
-                    "final/peak_memory_bytes": peak_memory_bytes(device),
-                    "final/wall_time_s": time.perf_counter() - began,
+                    "final/train_loss": statistics.fmean(list(progress.losses)[-max(1, config.num_steps // 10) :]),
+                    "final/tokens_per_s": statistics.median(progress.rates),
+                    "final/peak_memory_bytes": memory.peak_bytes(device),
+                    "final/wall_time_s": earlier_s + time.perf_counter() - began,
                 }
-            run.log(done, metrics)
-            mark = time.perf_counter()
+            if world.first:
+                run.log(done, metrics)
+            mark, unlogged = time.perf_counter(), 0
+
+        signum, saves = world.most(stop.signum or 0, checkpoints.due())
+        if (signum or saves) and not last:
+            pause = time.perf_counter()
+            if pending:
+                read_pending()  # nothing is saved that was not looked at
+            if world.first:
+                progress.last_batch = batch_id(ids)
+                progress.wall_time_s = earlier_s + time.perf_counter() - began
+                checkpoints.save(model, optimizer, progress.to_dict())
+            if signum:
+                checkpoints.wait()
+                raise Stopped(signum)
+            mark += time.perf_counter() - pause  # a save is no part of a step's time
+
+    if world.first:
+        run.flush_log()
+        keep_final(model, corpus, run, checkpoints)
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak of earlier runs in this process, where the system allows it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif LINUX:
-        with contextlib.suppress(OSError):  # some kernels and sandboxes have no such file
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak of allocated device memory; on a CPU, of the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if LINUX:
-        for row in Path("/proc/self/status").read_text().splitlines():
-            if row.startswith("VmHWM"):
-                return int(row.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return peak if platform.system() == "Darwin" else peak * 1024
+def batch_id(rows: np.ndarray) -> str:
+    """A batch's name: 16 hex digits over its tokens."""
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:16]

@@ -51,10 +51,13 @@ class TokenSplit:
         Windows do not overlap; each epoch visits every window once, in an order keyed by (seed, epoch); batches run on
         across the end of an epoch. Nothing is remembered between calls, so resuming is knowing a step number.
         """
+        return self._windows(self.places(step, seed=seed, batch_size=batch_size, seq_len=seq_len), seq_len)
+
+    def places(self, step: int, *, seed: int, batch_size: int, seq_len: int) -> np.ndarray:
+        """Which windows of the split batch number ``step`` is made of: indices (batch_size,)."""
         count = self.num_windows(seq_len)
         places = np.arange(step * batch_size, (step + 1) * batch_size)
-        order = [window_order(seed, int(place // count), count)[place % count] for place in places]
-        return self._windows(np.asarray(order), seq_len)
+        return np.asarray([window_order(seed, int(place // count), count)[place % count] for place in places])
 
     def windows(self, num_windows: int, seq_len: int) -> np.ndarray:
         """``num_windows`` fixed windows spread evenly over the split: int64 (num_windows, seq_len).

@@ -6,16 +6,19 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-from runners.recipe import run_key
-from runners.store import RunFolder
+import torch
+from filelock import Timeout
+
+from runners.execute import execute
+from runners.stop import Stopped, StopRequest
+from runners.store import RunFolder, State
+from runners.train import Options
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,11 @@ class LocalLauncher:
     A worker that dies takes only its own run with it: the run is marked FAILED and a new worker takes the next.
     """
 
-    def __init__(self, root: Path, cache: Path, devices: Sequence[str], threads: int) -> None:
-        self.root, self.cache, self.devices, self.threads = root, cache, devices, threads
+    def __init__(self, root: Path, cache: Path, devices: Sequence[str], threads: int, options: Options) -> None:
+        self.root, self.cache, self.devices, self.threads, self.options = root, cache, devices, threads, options
         self._context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
 
-    def run(self, keys: Sequence[str], poll_s: float = 0.5) -> Iterator[Finished | None]:
+    def run(self, keys: Sequence[str], poll_s: float = 0.5) -> Generator[Finished | None]:
         """Carry out the runs called ``keys``, in order; yields each when done, and None every ``poll_s`` between."""
         waiting = list(keys)
         workers = [self._start(device) for device in self.devices[: len(keys)]]
@@ -65,21 +68,33 @@ class LocalLauncher:
                     self._hand_over(worker, waiting)
                 yield None
         finally:
+            self._stop(workers)
+
+    def _stop(self, workers: Sequence[_Worker]) -> None:
+        """Let the workers go; one with a run in hand saves its state first. Another interrupt, and they are killed."""
+        for worker in workers:
+            worker.pipe.close()
+            if worker.key:
+                worker.process.terminate()
+        try:
             for worker in workers:
-                worker.pipe.close()
+                worker.process.join()
+        except BaseException:
+            for worker in workers:
+                worker.process.kill()
+                worker.process.join()
+            raise
+        finally:
+            for worker in workers:
                 if worker.key:
-                    worker.process.terminate()  # the worker marks its run KILLED
-            for worker in workers:
-                worker.process.join(timeout=10)
-                if worker.process.is_alive():
-                    worker.process.kill()
+                    self._close(worker.key, "KILLED", "stopped at once, without saving")
 
     def _start(self, device: str) -> _Worker:
         ours, theirs = self._context.Pipe()
         # Read by OpenMP when torch is imported; two processes with all threads each would starve one another.
         os.environ |= {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
         process = self._context.Process(
-            target=_work, args=(theirs, self.root, self.cache, device, self.threads), daemon=True
+            target=_work, args=(theirs, self.root, self.cache, device, self.threads, self.options), daemon=True
         )
         process.start()
         theirs.close()
@@ -93,66 +108,28 @@ class LocalLauncher:
 
     def _bury(self, worker: _Worker, key: str) -> None:
         worker.process.join()
+        code = worker.process.exitcode
+        more = "; the system kills what takes too much memory: try --micro-batch 1" if code == -signal.SIGKILL else ""
+        self._close(key, "FAILED", f"the worker process died (exit code {code}{more})")
+
+    def _close(self, key: str, state: State, reason: str) -> None:
+        """Say what became of a run whose worker did not, unless another process has taken it up."""
         run = RunFolder(self.root, key)
-        if run.status.state in ("NEW", "RUNNING"):
-            run.end("FAILED", f"the worker process died (exit code {worker.process.exitcode})")
+        with contextlib.suppress(Timeout), run.lock().acquire(timeout=0):
+            if run.status.state in ("NEW", "RUNNING"):
+                run.end(state, reason)
 
 
-def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int) -> None:
+def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int, options: Options) -> None:
     """A worker's whole life: take a key, carry out its run, say so; until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
-    signal.signal(signal.SIGTERM, _stop)
-    import torch
-
+    stop = StopRequest(patient=True)
+    stop.install(signal.SIGTERM)
     torch.set_num_threads(threads)
     while True:
         try:
             key = pipe.recv()
-        except EOFError:
+            execute(RunFolder(root, key), cache, device, options, stop)
+            pipe.send(key)
+        except (EOFError, BrokenPipeError, Stopped):
             return
-        try:
-            execute(RunFolder(root, key), cache, device)
-        except _Stopped:
-            return
-        pipe.send(key)
-
-
-class _Stopped(BaseException):
-    """SIGTERM has come."""
-
-
-def _stop(signum: int, frame: Any) -> None:
-    raise _Stopped
-
-
-def execute(run: RunFolder, cache: Path, device_name: str) -> None:
-    """Carry out one run in this process and record what became of it; raises nothing that the run itself caused."""
-    import torch
-
-    from runners.data import DataError, prepare
-    from runners.determinism import environment, resolve_device, stratum
-    from runners.health import RunInvalid
-    from runners.train import train
-
-    with run.lock():
-        if run.status.state == "FINISHED":
-            return  # another process was faster
-        device = resolve_device(device_name)
-        try:
-            recipe, seed = run.config()
-            if run_key(recipe.identity(), seed) != run.key:
-                raise DataError("the files that it reads have changed since the run was planned")
-            corpus = prepare(recipe.data, cache)
-            recipe.check_corpus(corpus)
-            run.begin(stratum(device, torch.get_num_threads()), environment(device), corpus.fingerprint)
-            train(recipe, seed, corpus, run, device)
-        except RunInvalid as reason:
-            run.end("INVALID", str(reason))
-        except Exception as error:
-            last = str(error).strip().splitlines()
-            run.end("FAILED", f"{type(error).__name__}: {last[0] if last else ''}", traceback.format_exc())
-        except BaseException:
-            run.end("KILLED", "stopped by a signal")
-            raise
-        else:
-            run.end("FINISHED")

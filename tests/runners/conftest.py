@@ -41,6 +41,7 @@ train:
   weight_decay: 0.01
   max_grad_norm: 1.0
   precision: float32
+  deterministic: false
 eval: {every_steps: 10, num_windows: 8}
 decide: {metric: final/val_loss, alpha: 0.05, margin: 0.05}
 seeds: {control: 3, check: 2, variant: 2}
@@ -63,43 +64,50 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A folder with experiments/micro_theta.yaml, its base and its text."""
-    (tmp_path / "experiments/base").mkdir(parents=True)
-    (tmp_path / "experiments/base/micro.yaml").write_text(MICRO)
-    (tmp_path / "experiments/micro_theta.yaml").write_text(MICRO_EXPERIMENT)
-    (tmp_path / "text").mkdir()
-    syllables = [
-        "al",
-        "bet",
-        "gam",
-        "ma",
-        "del",
-        "ta",
-        "ep",
-        "si",
-        "lon",
-        "ze",
-        "et",
-        "io",
-        "kap",
-        "lam",
-        "mu",
-        "nu",
-        "xi",
-        "pi",
-        "rho",
-        "sig",
-        "tau",
-        "phi",
-    ]
-    words = ["".join(random.Random(i).choices(syllables, k=1 + i % 3)) for i in range(60)]
+SYLLABLES = [
+    "al",
+    "bet",
+    "gam",
+    "ma",
+    "del",
+    "ta",
+    "ep",
+    "si",
+    "lon",
+    "ze",
+    "et",
+    "io",
+    "kap",
+    "lam",
+    "mu",
+    "nu",
+    "xi",
+    "pi",
+    "rho",
+    "sig",
+    "tau",
+    "phi",
+]
+
+
+def write_project(folder: Path) -> Path:
+    """experiments/micro_theta.yaml, its base and its text, in ``folder``."""
+    (folder / "experiments/base").mkdir(parents=True)
+    (folder / "experiments/base/micro.yaml").write_text(MICRO)
+    (folder / "experiments/micro_theta.yaml").write_text(MICRO_EXPERIMENT)
+    (folder / "text").mkdir()
+    words = ["".join(random.Random(i).choices(SYLLABLES, k=1 + i % 3)) for i in range(60)]
     for split, count in (("train", 12), ("validation", 3)):
         for i in range(count):
             text = " ".join(random.Random(f"{split}{i}").choices(words, k=400))
-            (tmp_path / f"text/{split}-{i:02}.txt").write_text(text)
-    return tmp_path
+            (folder / f"text/{split}-{i:02}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project in a folder of its own."""
+    return write_project(tmp_path)
 
 
 @pytest.fixture

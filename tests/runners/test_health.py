@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
+import statistics
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from llama_variants import LlamaAttention, build_model
-from runners.health import GradientWatch, RunInvalid, check_finite, check_first_loss, preflight
+from runners.health import (
+    GradientWatch,
+    RunInvalid,
+    check_first_loss,
+    check_learning,
+    count_spikes,
+    first_not_finite,
+    num_found,
+    preflight,
+    recipe_faults,
+    where_not_finite,
+)
 from tests.llama_variants.models import EVERY_BLOCK, TINY
+from tests.runners.test_optim import RECIPE
 
 
 @pytest.fixture
@@ -91,7 +108,77 @@ def test_first_loss(excess, passes):
             check_first_loss(math.log(1024) + excess, 1024)
 
 
-def test_first_bad_step_is_named():
-    check_finite(11, [1.0, 2.0], [0.1, 0.2])
-    with pytest.raises(RunInvalid, match="step 12: loss 2.0, gradient norm inf"):
-        check_finite(11, [1.0, 2.0, math.nan], [0.1, math.inf, math.nan])
+def test_first_bad_step_is_found():
+    assert first_not_finite([1.0, 2.0], [0.1, 0.2]) is None
+    assert first_not_finite([1.0, 2.0, math.nan], [0.1, math.inf, math.nan]) == 1
+
+
+def test_what_is_not_finite_is_named(batch):
+    model = build_model(TINY)
+    hardware = "nothing when computed again: a fault of the hardware, or not deterministic"
+    assert where_not_finite(model, batch.split(3)) == hardware
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    said = where_not_finite(model, batch.split(3))
+    assert said == "the output of model.layers.1.mlp.up_proj, whose weight is not finite itself"
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@given(
+    before=st.lists(st.floats(0, 10), max_size=200),
+    new=st.lists(st.one_of(st.floats(0, 10), st.floats(50, 1000)), min_size=1, max_size=40),
+)
+def test_spikes_are_counted_as_their_definition_says(before, new):
+    losses, expected = [*before, *new], 0
+    for i in range(len(before), len(losses)):
+        window = losses[max(0, i - 128) : i]
+        if len(window) >= 32:
+            expected += losses[i] > statistics.fmean(window) + 6 * statistics.pstdev(window)
+    assert abs(count_spikes(before, new) - expected) <= (0 if len(set(losses)) > 1 else len(new))
+
+
+def test_a_spike_among_noise():
+    noise = [3 + 0.01 * ((i * 37) % 11) for i in range(128)]
+    assert count_spikes(noise, [3.1, 3.05]) == 0
+    assert count_spikes(noise, [3.05, 4.0, 3.05]) == 1
+    assert count_spikes(noise[:20], [9.0]) == 0  # too few to tell
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"warmup_steps": 1}, "warm-up: none"),
+        ({"warmup_steps": 0, "lr": 8e-6}, None),  # SmolLM2's rate, scaled to eight tokens a step, is 8.3e-6
+        ({"warmup_steps": 0, "lr": 9e-6}, "warm-up: none"),
+        ({"lr": 2.1e-8}, None),
+        ({"lr": 8e-9}, r"learning rate: 8e-10 at step 1; below 1e-09"),
+    ],
+)
+def test_recipes(changes, says):
+    faults = list(recipe_faults(RECIPE.model_copy(update=changes)))
+    assert (says is None) == (not faults)
+    assert not says or re.match(says, faults[0])
+
+
+@given(data=st.data())
+def test_rows_are_found_in_tokens_as_bytes_would_find_them(data):
+    tokens = np.asarray(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=60)), dtype=np.uint16)
+    length = data.draw(st.integers(1, 5))
+    rows = np.asarray(data.draw(st.lists(st.lists(st.integers(0, 3), min_size=length, max_size=length), min_size=1)))
+    text = "".join(map(str, tokens))
+    assert num_found(rows, tokens) == sum("".join(map(str, row)) in text for row in rows)
+
+
+def test_plateau_and_rate():
+    chance = math.log(1024)
+    check_learning(99, [chance] * 99, 1e-3, 1024, 200)
+    check_learning(100, [chance - 0.2] * 100, 1e-3, 1024, 200)
+    check_learning(300, [chance] * 100, 1e-3, 1024, 2000)
+    for done, num_steps in ((100, 200), (500, 2000)):
+        with pytest.raises(RunInvalid, match=f"plateau: after {done} steps the loss of the last 100 is 6.9315"):
+            check_learning(done, [chance] * 100, 1e-3, 1024, num_steps)
+    for rate in (1e-58, 0.0, math.nan):
+        with pytest.raises(RunInvalid, match="learning rate: the optimizer's is"):
+            check_learning(5, [3.0], rate, 1024, 200)

@@ -23,6 +23,7 @@ RECIPE = TrainConfig(
     weight_decay=0.1,
     max_grad_norm=1.0,
     precision="float32",
+    deterministic=False,
 )
 
 

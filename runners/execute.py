@@ -1,0 +1,105 @@
+"""One run, from its folder's config.yaml to its status: begun or gone on with, trained, and closed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from filelock import Timeout
+
+from runners.checkpoint import CheckpointError, Checkpoints
+from runners.data import DataError, prepare
+from runners.determinism import make_deterministic, resolve_device, stratum
+from runners.health import RunInvalid
+from runners.parallel import World, world
+from runners.provenance import environment, uncommitted
+from runners.recipe import run_key
+from runners.stop import StopRequest
+from runners.store import RunFolder, State
+from runners.train import Options, train
+
+
+def execute(run: RunFolder, cache: Path, device_name: str, options: Options, stop: StopRequest) -> None:
+    """Carry out one run in this process, or in those that torchrun started, and record what became of it.
+
+    It goes on from the newest readable checkpoint, where that was made as it would be made now. While another process
+    trains the run, this one waits. Raises Stopped, and nothing that the run itself caused.
+    """
+    with world(resolve_device(device_name)) as (processes, device), _alone(run, processes):
+        # Not before the first process has the lock, and knows how it went with whoever had it.
+        (todo,) = processes.most(processes.first and run.status.state != "FINISHED")
+        if not todo:
+            return
+        try:
+            _train(run, cache, device, options, stop, processes)
+        except RunInvalid as invalid:
+            _end(run, processes, "INVALID", str(invalid))
+        except CheckpointError as error:
+            _end(run, processes, "FAILED", str(error))
+        except Exception as error:
+            last = str(error).strip().splitlines()
+            reason = f"{type(error).__name__}: {last[0] if last else ''}"
+            _end(run, processes, "FAILED", reason, traceback.format_exc())
+        except BaseException as error:
+            _end(run, processes, "KILLED", str(error) or type(error).__name__)
+            raise
+        else:
+            _end(run, processes, "FINISHED")
+        finally:
+            stop.deferring = False
+
+
+def _train(
+    run: RunFolder, cache: Path, device: torch.device, options: Options, stop: StopRequest, processes: World
+) -> None:
+    recipe, seed = run.config()
+    if run_key(recipe.identity(), seed) != run.key:
+        raise DataError("the files that it reads have changed since the run was planned")
+    corpus = prepare(recipe.data, cache)
+    recipe.check_corpus(corpus)
+    if recipe.train.batch_size < processes.size:
+        raise ValueError(f"{processes.size} processes, and {recipe.train.batch_size} windows in a step")
+    make_deterministic(recipe.train.deterministic)
+    here = stratum(device, torch.get_num_threads())
+    say = run.say if processes.first else lambda text: None
+    checkpoint = Checkpoints(run, options.save_every_s, say).newest()
+    if checkpoint and run.status.stratum != here:
+        raise CheckpointError(
+            f"its checkpoint was made otherwise ({run.status.stratum}) than it would go on now ({here}); "
+            "--fresh starts the run again"
+        )
+    if processes.first:
+        log_bytes = checkpoint.state["log_bytes"] if checkpoint else 0
+        run.begin(here, environment(device, processes.size), corpus.fingerprint, log_bytes, uncommitted())
+        if checkpoint:
+            say(f"going on after step {checkpoint.state['step']}")
+    stop.deferring = True  # until the run's end is recorded
+    train(recipe, seed, corpus, run, device, options=options, stop=stop, checkpoint=checkpoint, world=processes)
+
+
+def _end(run: RunFolder, processes: World, state: State, reason: str = "", error: str = "") -> None:
+    if processes.first:
+        run.end(state, reason, error)
+
+
+@contextlib.contextmanager
+def _alone(run: RunFolder, processes: World) -> Iterator[None]:
+    """The first process holds the run's lock; it says so when it has to wait for it."""
+    if not processes.first:
+        yield
+        return
+    lock = run.lock()
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = run.status.environment.get("pid", "?")
+        print(f"{run.path} is being trained by process {pid}; waiting until that is over", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,65 @@
+"""Memory: its peak, and the micro-batch that fits."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+LINUX = platform.system() == "Linux"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; on a CPU torch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def largest_that_fits(
+    count: int, attempt: Callable[[int], T], say: Callable[[str], None], retry: bool = True
+) -> tuple[int, T]:
+    """The first of ``count``, count/2, … 1 (rounded up) with which ``attempt`` has enough memory, and what it gave.
+
+    Raises what ``attempt(1)`` raises, and at once whatever is not about memory, or anything where not to ``retry``.
+    """
+    while True:
+        try:
+            return count, attempt(count)
+        except (RuntimeError, MemoryError) as error:
+            if count == 1 or not retry or not is_out_of_memory(error):
+                raise
+        release()  # after the handler: the error's traceback held on to the tensors
+        say(f"out of memory with {count} windows at a time; going on with {-(-count // 2)}")
+        count = -(-count // 2)
+
+
+def release() -> None:
+    """Give memory that no tensor uses back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak of earlier runs in this process, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LINUX:
+        with contextlib.suppress(OSError):  # some kernels and sandboxes have no such file
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak of allocated device memory; on a CPU, of the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if LINUX:
+        for row in Path("/proc/self/status").read_text().splitlines():
+            if row.startswith("VmHWM"):
+                return int(row.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return peak if platform.system() == "Darwin" else peak * 1024

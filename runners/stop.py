@@ -1,0 +1,51 @@
+"""Stopping on a signal without losing a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+AGAIN_S = 1.0  # a terminal and a launcher may both pass on the same keystroke; that is one signal
+
+
+class Stopped(BaseException):
+    """A signal has come; ``signum`` says which. No Exception: nothing but a command's end should catch it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class StopRequest:
+    """What SIGTERM and SIGINT mean in this process.
+
+    As a rule they raise :class:`Stopped` where the program stands. While ``deferring``, the first one is noted in
+    ``signum``, and whoever loops there saves and leaves; a second one raises at once.
+
+    Args:
+        patient: a second one changes nothing. For a process whose parent decides when it is enough.
+        says: what the first one prints.
+    """
+
+    def __init__(self, patient: bool = False, says: str = "") -> None:
+        self.signum: int | None = None
+        self.deferring = False
+        self._patient, self._says, self._since = patient, says, 0.0
+
+    def install(self, *signals: int) -> None:
+        """Take over these signals of the process."""
+        for signum in signals:
+            signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._since = signum, now
+            if self._says:
+                os.write(2, f"{self._says}\n".encode())  # print() may be in the middle of something
+            if not self.deferring:
+                raise Stopped(signum)
+        elif not self._patient and now - self._since > AGAIN_S:
+            raise Stopped(signum)

@@ -1,0 +1,126 @@
+"""Runs in child processes that can be killed: forked from a server that has torch loaded, so each takes a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runners.execute import execute
+from runners.recipe import Recipe, run_key
+from runners.stop import Stopped, StopRequest
+from runners.store import RunFolder
+from runners.train import Options
+
+SEED = 5
+FOLDERS = "checkpoints"  # file-system operations below it count
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.runners.children", "transformers.models.llama.modeling_llama"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a child does. ``die_at``: it kills itself before that file-system operation on its checkpoints, from 1.
+
+    ``memory_bytes``: address space that it may take beyond what it has when ``memory_from_step`` begins.
+    """
+
+    project: Path
+    key: str
+    save_every_s: float = 0.0
+    micro_batch: int | None = None
+    die_at: int | None = None
+    memory_bytes: int | None = None
+    memory_from_step: int = 0
+    step_takes_s: float = 0.0
+    setup: Callable[[], None] | None = None
+
+
+def new_run(project: Path, recipe: Recipe, seed: int = SEED, root: str = "runs") -> RunFolder:
+    """A run folder with nothing but its recipe, and the corpus that it needs, built."""
+    run = RunFolder(project / root, run_key(recipe.identity(), seed))
+    run.create(recipe, seed)
+    return run
+
+
+def start(plan: Plan) -> BaseProcess:
+    """The child, running."""
+    child = _server.Process(target=_carry_out, args=(plan,))
+    child.start()
+    return child
+
+
+def finish(plan: Plan) -> int:
+    """The exit code of a child that is left alone."""
+    child = start(plan)
+    child.join(timeout=120)
+    assert child.exitcode is not None, "it hangs"
+    return child.exitcode
+
+
+def wait_for(condition: Callable[[], Any], child: BaseProcess | None = None, timeout_s: float = 60.0) -> None:
+    """Until ``condition()`` holds, or the child is gone."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and (child is None or child.is_alive()):
+        assert time.monotonic() < deadline, "it does not come"
+        time.sleep(0.002)
+
+
+def _carry_out(plan: Plan) -> None:
+    os.chdir(plan.project)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    torch.set_num_threads(1)
+    if plan.setup:
+        plan.setup()
+    if plan.die_at:
+        _die_at(plan.die_at)
+    _at_each_step(plan)
+    stop = StopRequest()
+    stop.install(signal.SIGINT, signal.SIGTERM)
+    run = RunFolder(Path("runs"), plan.key)
+    try:
+        execute(run, Path("cache"), "cpu", Options(plan.save_every_s, plan.micro_batch), stop)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.signum)
+    sys.exit(0 if run.status.state == "FINISHED" else 1)
+
+
+def _die_at(number: int) -> None:
+    """By an audit hook: Python reports each open, rename, mkdir and remove before it happens."""
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        own = event in ("open", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree") and FOLDERS in str(arguments[0])
+        if own or event == "os.remove":  # whose path is relative to the folder
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _at_each_step(plan: Plan) -> None:
+    from runners import train as loop
+
+    lr_at = loop.lr_at
+
+    def at_step(step: int, config: Any) -> float:
+        time.sleep(plan.step_takes_s)
+        if plan.memory_bytes is not None and step == plan.memory_from_step:
+            now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (now + plan.memory_bytes, resource.RLIM_INFINITY))
+        return lr_at(step, config)
+
+    loop.lr_at = at_step
