@@ -70,7 +70,7 @@ class Checkpoints:
     """The checkpoints of one run. One process at a time writes: the one that holds the run's lock.
 
     A save copies the state and goes on training; one thread writes, flushes and renames. A write that fails is
-    reported and tried again, and leaves the older checkpoints alone.
+    reported and tried again, and leaves the older checkpoints alone. As a context it waits for that thread at the end.
 
     Args:
         run: whose they are.
@@ -83,6 +83,12 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._next = time.monotonic() + every_s
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.shutdown()
 
     def newest(self) -> Checkpoint | None:
         """The newest that is whole; None where there is none at all. Each that is not is named to ``say``.
@@ -195,8 +201,9 @@ def read(path: Path) -> Checkpoint:
             raise ValueError(f"{name} has {file.stat().st_size:,} bytes, not {record['bytes']:,}")
         if file_sha256(file) != record["sha256"]:
             raise ValueError(f"{name} is not what was written (its sha256 differs)")
+    loaders: tuple[Callable[[Path], Any], ...] = (load_file, load_file, _load_json)
     contents: list[Any] = []
-    for name, load in zip(FILES, (load_file, load_file, _load_json), strict=True):
+    for name, load in zip(FILES, loaders, strict=True):
         try:
             contents.append(load(path / name))
         except (SafetensorError, ValueError) as error:

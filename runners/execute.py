@@ -6,6 +6,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +21,19 @@ from runners.provenance import environment, uncommitted
 from runners.recipe import run_key
 from runners.stop import StopRequest
 from runners.store import RunFolder, State
-from runners.train import Options, train
+from runners.train import train
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are carried out, which bears on their results by rounding at most.
+
+    ``save_every_s``: seconds between checkpoints. ``micro_batch``: windows that go through the model at a time; as many
+    as fit into memory when None.
+    """
+
+    save_every_s: float = 120.0
+    micro_batch: int | None = None
 
 
 def execute(run: RunFolder, cache: Path, device_name: str, options: Options, stop: StopRequest) -> None:
@@ -66,19 +79,31 @@ def _train(
     make_deterministic(recipe.train.deterministic)
     here = stratum(device, torch.get_num_threads())
     say = run.say if processes.first else lambda text: None
-    checkpoint = Checkpoints(run, options.save_every_s, say).newest()
-    if checkpoint and run.status.stratum != here:
-        raise CheckpointError(
-            f"its checkpoint was made otherwise ({run.status.stratum}) than it would go on now ({here}); "
-            "--fresh starts the run again"
-        )
-    if processes.first:
-        log_bytes = checkpoint.state["log_bytes"] if checkpoint else 0
-        run.begin(here, environment(device, processes.size), corpus.fingerprint, log_bytes, uncommitted())
+    with Checkpoints(run, options.save_every_s, say) as checkpoints:
+        checkpoint = checkpoints.newest()
+        if checkpoint and run.status.stratum != here:
+            raise CheckpointError(
+                f"its checkpoint was made otherwise ({run.status.stratum}) than it would go on now ({here}); "
+                "--fresh starts the run again"
+            )
+        if processes.first:
+            log_bytes = checkpoint.state["log_bytes"] if checkpoint else 0
+            run.begin(here, environment(device, processes.size), corpus.fingerprint, log_bytes, uncommitted())
         if checkpoint:
             say(f"going on after step {checkpoint.state['step']}")
-    stop.deferring = True  # until the run's end is recorded
-    train(recipe, seed, corpus, run, device, options=options, stop=stop, checkpoint=checkpoint, world=processes)
+        stop.deferring = True  # until the run's end is recorded
+        train(
+            recipe,
+            seed,
+            corpus,
+            run,
+            checkpoints,
+            device,
+            micro_batch=options.micro_batch,
+            stop=stop,
+            checkpoint=checkpoint,
+            world=processes,
+        )
 
 
 def _end(run: RunFolder, processes: World, state: State, reason: str = "", error: str = "") -> None:

@@ -12,11 +12,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from runners.execute import Options
 from runners.experiment import Plan, PlannedRun
 from runners.launchers.local import LocalLauncher
 from runners.store import RunFolder
 from runners.tracking import Mirror
-from runners.train import Options
 
 SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
 SYNC_EVERY_S = 5.0

@@ -32,19 +32,7 @@ from runners.store import RunFolder
 LOG_POINTS = 100  # logged steps of a run, whatever its length
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a run is carried out, which bears on its result by rounding at most.
-
-    ``save_every_s``: seconds between checkpoints. ``micro_batch``: windows that go through the model at a time; None
-    is as many as fit into memory.
-    """
-
-    save_every_s: float = 120.0
-    micro_batch: int | None = None
-
-
-DEFAULTS, ALONE = Options(), World()
+ALONE = World()
 
 
 @dataclass
@@ -78,9 +66,10 @@ def train(
     seed: int,
     corpus: Corpus,
     run: RunFolder,
+    checkpoints: Checkpoints,
     device: torch.device,
     *,
-    options: Options = DEFAULTS,
+    micro_batch: int | None = None,
     stop: StopRequest | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
@@ -90,6 +79,18 @@ def train(
     The seed sets the initial values and the order of the data; a batch is a function of (seed, step) alone, whatever
     the micro-batch and the number of processes. On an accelerator nothing waits for the device between logged steps.
 
+    Args:
+        recipe: what to train, on what, how long.
+        seed: see above.
+        corpus: the recipe's.
+        run: where to log.
+        checkpoints: where to save, and when.
+        device: where to compute.
+        micro_batch: windows that go through the model at a time; as many as fit into memory when None.
+        stop: says when to save and leave.
+        checkpoint: where to go on.
+        world: the processes that share the run.
+
     Raises:
         RunInvalid: when a validity gate fails.
         Stopped: when ``stop`` was requested; the state after the step in hand is saved.
@@ -98,10 +99,6 @@ def train(
     began = time.perf_counter()
     config, vocab_size = recipe.train, recipe.model.vocab_size
     stop = stop or StopRequest()
-
-    def say(text: str) -> None:
-        if world.first:
-            run.say(text)
 
     def rows(step: int) -> np.ndarray:
         return corpus.train.batch(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)  # (b, t)
@@ -128,18 +125,19 @@ def train(
         )
     if world.least(progress.step) != progress.step:
         raise RuntimeError("the processes of this run do not see the same checkpoints: is the folder shared?")
-    checkpoints = Checkpoints(run, options.save_every_s, say)
 
     # The model, checked, and how much of a batch fits into memory.
     probe = on_device(rows(progress.step))
     health.preflight(model, probe)
-    progress.micro_batch = options.micro_batch or progress.micro_batch
+    progress.micro_batch = micro_batch or progress.micro_batch
     if not progress.micro_batch:
-        progress.micro_batch = find_micro_batch(model, probe, config, world, say)
+        progress.micro_batch = find_micro_batch(model, probe, config, world, checkpoints.say)
     if config.deterministic and not checkpoint:
         probe = probe[: progress.micro_batch]
         price = price_of_determinism(lambda: gradients(model, probe, config, ALONE, len(probe)), device)
-        say(f"deterministic: {price:.2f} times the time of a step without (forward and backward, median of 5 pairs)")
+        checkpoints.say(
+            f"deterministic: {price:.2f} times the time of a step without (forward and backward, median of 5 pairs)"
+        )
     del probe
     parallel = world.wrap(model, device)
     watch = health.GradientWatch(model)
@@ -179,7 +177,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         attempt = partial(gradients, parallel, on_device(ids), config, world)
-        progress.micro_batch, loss = memory.largest_that_fits(progress.micro_batch, attempt, say, retry=world.size == 1)
+        progress.micro_batch, loss = memory.largest_that_fits(
+            progress.micro_batch, attempt, checkpoints.say, retry=world.size == 1
+        )
         watch.after_backward(step)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         # A loss or gradient that is not finite skips this update and all later ones, until it is read.

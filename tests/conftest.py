@@ -16,6 +16,10 @@ settings.load_profile("project")
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write this platform's file under tests/golden/")
+
+
 @pytest.fixture
 def root() -> Path:
     """The project's root folder."""

@@ -189,6 +189,23 @@ def test_the_schema_examples_plan(tmp_path):
     assert [arms["wide_ends"].layer(i).mlp.width(576) for i in (0, 1, 29)] == [2304, 1536, 2304]
 
 
+def test_promises_name_tests_that_exist():
+    """The table of CONTRIBUTING.md: `file.py::test`, and `test` alone for one more of the same file."""
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")][2:]
+    named = 0
+    for row in rows:
+        file = ""
+        for reference in re.findall(r"`((?:test_\w+\.py)?(?:::)?(?:test_\w+)?)`", row.split("|")[2]):
+            path, _, name = reference.rpartition("::") if "::" in reference else ("", "", reference)
+            if reference.endswith(".py"):
+                path, name = reference, ""
+            file = path or file
+            text = (ROOT / "tests/runners" / file).read_text()
+            assert not name or f"def {name}(" in text, reference
+            named += 1
+    assert named > 25
+
+
 def test_every_experiment_is_in_the_index():
     index = (ROOT / "experiments/README.md").read_text()
     for file in (ROOT / "experiments").rglob("*.yaml"):

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from filelock import Timeout
 
-from runners.execute import execute
+from runners.execute import Options, execute
 from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder, State
-from runners.train import Options
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from runners.execute import execute
+from runners.execute import Options, execute
 from runners.recipe import Recipe, run_key
 from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder
-from runners.train import Options
 
 SEED = 5
 FOLDERS = "checkpoints"  # file-system operations below it count

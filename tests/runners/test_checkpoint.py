@@ -227,7 +227,7 @@ from runners.checkpoint import Checkpoints
 from runners.execute import execute
 from runners.stop import StopRequest
 from runners.store import RunFolder
-from runners.train import Options
+from runners.execute import Options
 
 key = sys.argv[1]
 config = Path("runs", key, "config.yaml").read_text()

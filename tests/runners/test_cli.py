@@ -16,6 +16,7 @@ import pytest
 from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_SEED
 from llama_variants import ModelConfig, build_model
 from runners.cli import main
+from runners.store import RunFolder
 from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
 
@@ -129,13 +130,15 @@ def test_a_failing_run_says_why_and_does_not_stop_the_others(cli, project):
     assert "invalid" in hot
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
+def longer(project: Path, num_steps: int) -> None:
     base = project / "experiments/base/micro.yaml"
-    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 4000"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runners", "run", EXPERIMENT, "--jobs", "1", "--seeds", "1"],
+    base.write_text(base.read_text().replace("num_steps: 30", f"num_steps: {num_steps}"))
+
+
+def launch(project: Path, *arguments: object) -> subprocess.Popen[str]:
+    """A command that goes on in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "runners", *map(str, arguments)],
         cwd=project,
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -144,46 +147,125 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
         # A shell that started the tests in the background has them ignore SIGINT, and children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def until_training(project: Path) -> None:
     deadline = time.monotonic() + 90
-    while not any(state["state"] == "RUNNING" for state in run_folders(project).values()):
+    while not any(file.read_text() for file in project.glob("runs/*/metrics.jsonl")):
         assert time.monotonic() < deadline
-        time.sleep(0.2)
-    time.sleep(1)
+        time.sleep(0.1)
+
+
+def steps_of(project: Path, key: str) -> list[int]:
+    return [row["step"] for row in RunFolder(project / "runs", key).rows()[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
+    longer(project, 1200)
+    sweep = ("run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
+    process = launch(project, *sweep)
+    until_training(project)
     process.send_signal(signum)
-    process.wait(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert [state["state"] for state in run_folders(project).values()] == ["KILLED"]
-    _, runs, _ = store(project)
-    assert [run.info.status for run in runs] == ["KILLED"]
-    # Shorter now, so that the test ends: what was killed counts as not done.
+    assert "stopping: runs in hand save their state; once more to stop at once" in errors
+    (key,) = run_folders(project)
+    assert run_folders(project)[key]["state"] == "KILLED"
+    assert f"{key}" not in output
+    assert "control seed 0: checkpoint of step" in output
+    _, (killed,), _ = store(project)
+    assert killed.info.status == "KILLED"
     assert json.loads(cli("plan", EXPERIMENT, "--json", "--seeds", 1).stdout)["runs_left"] == 3
+
+    done = cli(*sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "control seed 0: going on after step" in done.stdout
+    client, runs, _ = store(project)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    (same,) = (run for run in runs if run.data.tags["ablation.run_key"] == key)
+    assert same.info.run_id == killed.info.run_id
+    steps = steps_of(project, key)
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 1200
+    assert [point.step for point in client.get_metric_history(same.info.run_id, "train/loss")] == steps
+
+
+@pytest.mark.slow
+def test_a_sweep_interrupted_twice_stops_at_once(project):
+    """A worker that does not get round to saving is not waited for."""
+    longer(project, 4000)
+    process = launch(project, "run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
+    until_training(project)
+    (run,) = (project / "runs").iterdir()
+    (worker,) = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
+    ).stdout.split()
+    subprocess.run(["kill", "-STOP", worker], check=True)  # it saves nothing now
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("KILLED", "stopped at once, without saving")
+    assert not Path(f"/proc/{worker}").exists()
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
-    base = project / "experiments/base/micro.yaml"
-    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 600"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runners", "run", EXPERIMENT, "--jobs", "1", "--seeds", "1"],
-        cwd=project,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 90
-    while not any(state["state"] == "RUNNING" for state in run_folders(project).values()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    longer(project, 600)
+    sweep = ("run", EXPERIMENT, "--jobs", 1, "--seeds", 1, "--save-every", 0.5)
+    process = launch(project, *sweep)
+    until_training(project)
     children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     (worker,) = children.stdout.split()
     subprocess.run(["kill", "-9", worker], check=True)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 1, errors
-    assert "FAILED: the worker process died (exit code -9)" in output
+    assert "FAILED: the worker process died (exit code -9; the system kills what takes too much memory" in output
     assert sorted(state["state"] for state in run_folders(project).values()) == ["FAILED", "FINISHED", "FINISHED"]
-    assert cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 1).returncode == 0  # the same command makes up for it
+    assert cli(*sweep).returncode == 0  # the same command makes up for it
     assert {state["state"] for state in run_folders(project).values()} == {"FINISHED"}
+    for key in run_folders(project):
+        assert steps_of(project, key) == sorted(set(steps_of(project, key)))
+
+
+@pytest.mark.slow
+def test_ten_launches_at_once_in_an_empty_folder(project):
+    """No corpus, no tracking store: who comes first makes them, and nobody trips over that."""
+    (project / "experiments/base/micro.yaml").write_text(
+        (project / "experiments/base/micro.yaml").read_text().replace("control: 3", "control: 10")
+    )
+    launched = [launch(project, "train", EXPERIMENT, "control", index) for index in range(10)]
+    ends = [process.communicate(timeout=400) for process in launched]
+    assert [process.returncode for process in launched] == [0] * 10, ends
+    assert len(run_folders(project)) == 10
+    for key, status in run_folders(project).items():
+        assert status["state"] == "FINISHED"
+        assert steps_of(project, key) == list(range(1, 31))
+    _, runs, _ = store(project)
+    assert sorted(int(run.data.tags[TAG_SEED]) for run in runs) == list(range(10))
+    assert all(run.info.status == "FINISHED" and set(METRICS) == set(run.data.metrics) for run in runs)
+
+
+@pytest.mark.slow
+def test_two_launches_of_the_same_run_train_it_once(project):
+    longer(project, 800)
+    first = launch(project, "train", EXPERIMENT, "control")
+    until_training(project)
+    second = launch(project, "train", EXPERIMENT, "control")
+    (_, _), (out, errors) = first.communicate(timeout=200), second.communicate(timeout=200)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert f"is being trained by process {first.pid}; waiting until that is over" in errors
+    assert "control seed 0: FINISHED" in out
+    (status,) = run_folders(project).values()
+    assert status["environment"]["pid"] == str(first.pid)
+    assert len(store(project)[1]) == 1
+    (key,) = run_folders(project)
+    assert steps_of(project, key) == sorted(set(steps_of(project, key)))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +276,9 @@ def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
         (("run", EXPERIMENT, "--device", "tpu"), "allowed: auto, "),
         (("run", EXPERIMENT, "--device", "cpu:x"), "allowed: auto, "),
         (("run", EXPERIMENT, "--seeds", "0"), "not a positive whole number"),
+        (("run", EXPERIMENT, "--save-every", "-1"), "'-1' is no number of seconds"),
+        (("run", EXPERIMENT, "--save-every", "often"), "'often' is no number of seconds"),
+        (("train", EXPERIMENT, "control", "--micro-batch", "0"), "not a positive whole number"),
         (("train", EXPERIMENT, "contrl"), "did you mean 'control'"),
         (("train", EXPERIMENT, "control", "3"), "0 to 2"),
         (("rnu", EXPERIMENT), "invalid choice"),

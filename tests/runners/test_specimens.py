@@ -24,12 +24,11 @@ from runners import execute as execution
 from runners import health, optim
 from runners import train as loop
 from runners.data.batches import Corpus, TokenSplit
-from runners.execute import execute
+from runners.execute import Options, execute
 from runners.experiment import load_base
 from runners.recipe import Recipe
 from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder
-from runners.train import Options
 from tests.runners.children import new_run
 
 Patch = pytest.MonkeyPatch

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_variants import build_model
+from llama_variants import LlamaMLP, build_model
 from runners import train as loop
+from runners.checkpoint import Checkpoints
 from runners.data import prepare
+from runners.determinism import make_deterministic
 from runners.evaluate import evaluate
 from runners.experiment import load_base
 from runners.recipe import EvalConfig, Recipe
+from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder
 from tests.llama_variants.test_model import stock
 
@@ -34,7 +40,8 @@ def trained(recipe: Recipe, folder: str = "run") -> list[dict]:
     run = RunFolder(Path("runs"), folder)
     run.create(recipe, SEED)
     run.begin("here", {}, "")
-    loop.train(recipe, SEED, prepare(recipe.data, Path("cache")), run, CPU)
+    with Checkpoints(run, 1000, run.say) as checkpoints:
+        loop.train(recipe, SEED, prepare(recipe.data, Path("cache")), run, checkpoints, CPU)
     return run.rows()[0]
 
 
@@ -93,3 +100,76 @@ def test_evaluation_is_the_mean_over_windows_in_any_batches(recipe):
         assert result.loss_nats == pytest.approx(losses.mean().item(), abs=1e-5)
         assert result.se_nats == pytest.approx(losses.std().item() / math.sqrt(8), rel=1e-4)
     assert model.training
+
+
+def test_dropout_is_a_function_of_the_step(recipe, monkeypatch):
+    """A block with random numbers of its own: equal bits whatever ran before, and after a resume."""
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: F.dropout(forward(self, x), 0.3, self.training))
+    straight = trained(recipe, "straight")
+    stop = StopRequest()
+    lr_at = loop.lr_at
+
+    def stopping(step, config):
+        if step == 10:
+            stop.signum = 15
+        return lr_at(step, config)
+
+    run = RunFolder(Path("runs"), "stopped")
+    run.create(recipe, SEED)
+    run.begin("here", {}, "")
+    corpus = prepare(recipe.data, Path("cache"))
+    with Checkpoints(run, 1000, run.say) as checkpoints:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(loop, "lr_at", stopping)
+            loop.train(recipe, SEED, corpus, run, checkpoints, CPU, stop=stop)
+        checkpoint = checkpoints.newest()
+        assert checkpoint.state["step"] == 11
+        torch.rand(100)
+        run.begin("here", {}, "", checkpoint.state["log_bytes"])
+        loop.train(recipe, SEED, corpus, run, checkpoints, CPU, checkpoint=checkpoint)
+    assert losses(run.rows()[0]) == losses(straight)
+
+    monkeypatch.setattr(loop, "seed_step", lambda *a: None)  # without, they would differ
+    assert losses(trained(recipe, "unseeded")) != losses(straight)
+
+
+def losses(rows: list[dict]) -> list[float]:
+    return [row["metrics"]["train/loss"] for row in rows]
+
+
+def test_deterministic_says_what_it_costs_and_changes_no_cpu_loss(recipe):
+    try:
+        fixed = replace(recipe, train=recipe.train.model_copy(update={"deterministic": True}))
+        rows = trained(fixed, "fixed")
+        assert torch.are_deterministic_algorithms_enabled()
+        said = RunFolder(Path("runs"), "fixed").events()[0][0]
+        price = re.fullmatch(r"deterministic: (\d+\.\d\d) times the time of a step without .*", said)
+        assert price
+        assert 0.2 < float(price[1]) < 5
+        assert losses(rows) == losses(trained(recipe, "free"))
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        make_deterministic(False)
+
+
+def test_final_weights_load_in_plain_transformers_and_are_those_that_were_judged(recipe):
+    rows = trained(recipe)
+    model = AutoModelForCausalLM.from_pretrained("runs/run/final")
+    assert type(model).__module__.startswith("transformers.")
+    corpus = prepare(recipe.data, Path("cache"))
+    windows = corpus.validation.windows(8, 32)
+    ids = torch.from_numpy(windows)
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss.item() == pytest.approx(rows[-1]["metrics"]["final/val_loss"], abs=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained("runs/run/final")
+    text = "alpha beta"
+    assert tokenizer(text)["input_ids"] == Tokenizer.from_file(str(corpus.folder / "tokenizer.json")).encode(text).ids
+    assert tokenizer.eos_token_id == corpus.manifest["end_id"]
+
+
+def test_epochs_and_tokens_count_alike(recipe):
+    last = trained(recipe)[-1]["metrics"]
+    corpus = prepare(recipe.data, Path("cache"))
+    assert last["tokens"] == 30 * 128
+    assert last["epochs"] == pytest.approx(30 * 4 / corpus.train.num_windows(32))
