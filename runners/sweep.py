@@ -164,8 +164,10 @@ def _carry_out(
         try:
             if live:
                 live.stop()
-            working.close()
+            working.close()  # where it was interrupted, this waits for what is being saved
         finally:
+            for line in board.events():
+                console.print(line, highlight=False)
             mirrored(todo)
 
 

@@ -34,7 +34,8 @@ class Mirror:
         self.root = root
         self.uri = uri or schema.tracking_uri()
         self.client = connect(self.uri)
-        self.experiment_id = self._experiment()
+        with _alone(self.uri):  # another process may be creating it
+            self.experiment_id = self._experiment()
         self._known = self._find_runs()
         self._offsets: dict[str, int] = {}
 
@@ -156,8 +157,8 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri)
-    with _alone(uri):  # several at once would each try to create the schema
+    with _alone(uri):  # several at once would each try to create the schema, some versions as soon as there is a client
+        client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
 

@@ -195,10 +195,10 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
 @pytest.mark.slow
 def test_a_sweep_interrupted_twice_stops_at_once(project):
     """A worker that does not get round to saving is not waited for."""
-    longer(project, 4000)
+    longer(project, 1200)
     process = launch(project, "run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
     until_training(project)
-    (run,) = (project / "runs").iterdir()
+    (key,) = run_folders(project)
     (worker,) = subprocess.run(
         ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
     ).stdout.split()
@@ -209,7 +209,7 @@ def test_a_sweep_interrupted_twice_stops_at_once(project):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
-    status = json.loads((run / "status.json").read_text())
+    status = run_folders(project)[key]
     assert (status["state"], status["reason"]) == ("KILLED", "stopped at once, without saving")
     assert not Path(f"/proc/{worker}").exists()
 
