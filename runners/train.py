@@ -233,7 +233,7 @@ def train(
                 run.log(done, metrics)
             mark, unlogged = time.perf_counter(), 0
 
-        signum, saves = world.most(stop.signum or 0, checkpoints.due())
+        signum, saves = world.most(stop.signum or 0, world.first and checkpoints.due())
         if (signum or saves) and not last:
             pause = time.perf_counter()
             if pending:

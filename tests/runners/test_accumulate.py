@@ -89,7 +89,7 @@ def losses(run) -> list[float]:
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="limits the address space")
-@pytest.mark.parametrize("from_step", [0, 5])
+@pytest.mark.parametrize("from_step", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_real_shortage_of_memory_changes_no_loss(project, monkeypatch, from_step):
     """The process may take 60 MB more, from the start or from its sixth step on; whole batches take some 150."""
     monkeypatch.chdir(project)

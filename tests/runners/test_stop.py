@@ -61,7 +61,9 @@ def test_a_patient_one_leaves_it_to_its_parent(request_, monkeypatch):
     assert stop.signum == signal.SIGTERM
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_stopped_within_a_step_and_gone_on_with(project, monkeypatch, signum, code):
     """In the tracking store too: one run, KILLED and then FINISHED, each step once."""
     monkeypatch.chdir(project)

@@ -117,6 +117,7 @@ def test_the_tiny_corpus_is_the_one_that_results_were_made_on(tmp_path):
     assert corpus.fingerprint == "0169c12a1cdd1455"
 
 
+@pytest.mark.slow
 def test_bpe_does_not_depend_on_threads(two_wheels, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(two_wheels.model_dump(mode="json")))
     script = (
@@ -213,6 +214,7 @@ print(prepare(config, pathlib.Path("."), lambda text: print(text, flush=True)).f
 """
 
 
+@pytest.mark.slow
 def test_builds_at_once_and_builds_that_were_killed(tmp_path):
     """Killed at any moment a build leaves nothing that is believed; two at once make one corpus."""
     pin_a = cached(tmp_path, "a", {f"a/{i}.py": text(f"w{i}_", 3000) for i in range(120)})
