@@ -112,7 +112,9 @@ def load_curves(
                 }
             )
     columns = {name: [item for part in parts for item in part[name]] for name in CURVE_COLUMNS}
-    return pd.DataFrame(columns).astype({"seed": int, "step": int, "tokens": float, "value": float})
+    return pd.DataFrame(columns).astype(
+        {"run_key": str, "arm": str, "metric": str, "seed": int, "step": int, "tokens": float, "value": float}
+    )
 
 
 def require(frame: pd.DataFrame, columns: Iterable[str]) -> None:

@@ -39,6 +39,7 @@ METRICS: dict[str, Metric] = {
         Metric("train/loss_spikes", "1", "losses so far that lay 6 sigma or more above the 128 steps before them"),
         Metric("throughput/tokens_per_s", "tokens/s", "training tokens over the time since the last log"),
         Metric("throughput/step_time_s", "s", "mean time of a step since the last log, evaluation left out"),
+        Metric("memory/micro_batch", "windows", "windows that went through the model at a time"),
         Metric("memory/peak_bytes", "bytes", "peak memory: allocated on the accelerator, resident on a CPU"),
         Metric("val/loss", "nats/token", "cross-entropy on the fixed validation windows"),
         Metric("val/bits_per_byte", "bits/byte", "the same per byte of text, comparable across tokenizers"),

@@ -2,7 +2,10 @@
 
 import sys
 
-from runners.cli import main
+try:
+    from runners.cli import main  # which loads torch, and takes some seconds
+except KeyboardInterrupt:
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -112,7 +112,7 @@ class Checkpoints:
         if failures:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be read: {'; '.join(failures)}. Nothing was deleted; "
-                "without that folder the run starts again"
+                "--fresh starts the run again"
             )
         return None
 
@@ -170,7 +170,7 @@ class Checkpoints:
                 flush(self.run.log_file)  # which the checkpoint counts on
             size = sum(file.stat().st_size for file in target.iterdir())
             self.say(f"checkpoint of step {step}: {size / 1e6:,.1f} MB in {time.perf_counter() - began:.2f} s")
-            self._delete_old()
+            self._delete_old(target)
         except (OSError, SafetensorError) as error:
             self._failed(step, error)
 
@@ -179,8 +179,10 @@ class Checkpoints:
         self._next = time.monotonic() + wait_s
         self.say(f"checkpoint of step {step} not written ({error}); training goes on, next try in {wait_s:.0f} s")
 
-    def _delete_old(self) -> None:
-        paths = self._paths()
+    def _delete_old(self, written: Path) -> None:
+        paths = [path for path in self._paths() if path <= written]
+        for path in set(self._paths()).difference(paths):  # a later one was unreadable, or this would be later still
+            shutil.rmtree(path, ignore_errors=True)
         best = min(paths, key=_validation_loss)
         for path in paths[KEEP:]:
             if path != best:
@@ -243,7 +245,9 @@ def whole_folder(partial: Path, target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        mode = partial.stat().st_mode & 0o666  # what the umask leaves; safetensors keeps files to their owner
         for file in partial.iterdir():
+            file.chmod(mode)
             flush(file)
         flush(partial)
         if target.exists():  # of the same step, before a resume: the same content, or an unreadable one

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,24 @@ from runners.stop import Stopped, StopRequest
 RUNS = Path("runs")
 CACHE = Path("cache")
 REPORTS = Path("reports")
+PROGRESS_EVERY_S = 10.0
+STOPPING = "stopping: the step in hand is finished and saved; once more to stop at once"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = _parser().parse_args(arguments)
-    options.stop = StopRequest(says="stopping: runs in hand save their state; once more to stop at once")
-    options.stop.install(signal.SIGINT, signal.SIGTERM)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    options.stop = StopRequest(says=STOPPING if first and options.verb is _train else "")
+    options.stop.install(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         return int(options.verb(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stopped:
-        print("stopped; the same command goes on with what is not done", file=sys.stderr)
+        if first:
+            print("stopped; the same command goes on with what is not done", file=sys.stderr)
         return 128 + getattr(stopped, "signum", signal.SIGINT)
 
 
@@ -59,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--save-every", type=_seconds, default=120.0, metavar="SECONDS", help=text)
         text = "windows through the model at a time (default: as many as fit); changes losses by rounding only"
         sub.add_argument("--micro-batch", type=_positive, metavar="WINDOWS", help=text)
-        text = "carry out again what is done or begun on another device, torch or code"
+        text = "begin again what is not done, and carry out again what was made on another device, torch or code"
         sub.add_argument("--fresh", action="store_true", help=text)
 
     plan = verb("plan", _plan, "show what an experiment would run, what it costs and what it could see")
@@ -166,6 +171,7 @@ def _run(options: argparse.Namespace) -> int:
             cache=CACHE,
             slots=slots,
             options=_training(options),
+            stop=options.stop,
             console=console,
             fresh=options.fresh,
         )
@@ -194,11 +200,13 @@ def _train(options: argparse.Namespace) -> int:
     run = runs[options.arm][options.index]
     slots = _slots(options, plan)
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    first = os.environ.get("RANK", "0") == "0"
     title = f"{run.arm} seed {run.seed}"
     folder = RunFolder(RUNS, run.key, echo=lambda text: print(f"{title}: {text}", flush=True))
+    folder.on_row = _progress(title, run.recipe.train.num_steps)
     if first:
-        if options.fresh and run in made_otherwise(plan, RUNS, slots):
+        print(f"{title}: {folder.path}, on {slots.devices[0]}", flush=True)
+        if options.fresh and (folder.status.state != "FINISHED" or run in made_otherwise(plan, RUNS, slots)):
             folder.forget()
         folder.create(run.recipe, run.seed)
     try:
@@ -210,6 +218,23 @@ def _train(options: argparse.Namespace) -> int:
     if first:
         print(f"{title}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
     return 0 if status.state == "FINISHED" else 1
+
+
+def _progress(title: str, num_steps: int) -> Any:
+    """Prints a line for a logged step, every few seconds and at evaluations."""
+    began = time.monotonic()
+    shown = -math.inf
+
+    def on_row(step: int, metrics: Any) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown > PROGRESS_EVERY_S or "val/loss" in metrics:
+            shown = now
+            judged = f", val/loss {metrics['val/loss']:.4f}" if "val/loss" in metrics else ""
+            speed = f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s, {now - began:.0f} s gone"
+            print(f"{title}: step {step}/{num_steps}, loss {metrics['train/loss']:.4f}{judged}, {speed}", flush=True)
+
+    return on_row
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -24,14 +24,14 @@ TRAINING_MODULES = ("train", "evaluate", "optim", "determinism", "recipe", "para
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is cuda, mps or cpu, whichever is there first. Raises ValueError for a device that is not there."""
+    """``auto`` is cuda, mps or cpu, whichever is there first. Raises ValueError, which lists what is there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     there = [kind for kind, is_there in available.items() if is_there]
     there += [f"cuda:{i}" for i in range(torch.cuda.device_count())] if available["cuda"] else []
     if name not in there:
-        raise ValueError(f"a device that is not there; allowed: auto, {', '.join(there)}")
+        raise ValueError(f"auto, {', '.join(there)}")
     return torch.device(name)
 
 

@@ -83,8 +83,8 @@ def _train(
         checkpoint = checkpoints.newest()
         if checkpoint and run.status.stratum != here:
             raise CheckpointError(
-                f"its checkpoint was made otherwise ({run.status.stratum}) than it would go on now ({here}); "
-                "--fresh starts the run again"
+                f"its checkpoint was made with {_other(run.status.stratum, here)}: back there it goes on, and --fresh "
+                "starts it again (code: any edit of llama_variants or of the training modules)"
             )
         if processes.first:
             log_bytes = checkpoint.state["log_bytes"] if checkpoint else 0
@@ -104,6 +104,12 @@ def _train(
             checkpoint=checkpoint,
             world=processes,
         )
+
+
+def _other(theirs: str, ours: str) -> str:
+    """What differs between two strata: ``code=12ab, and this is code=34cd``."""
+    before, now = theirs.split(), ours.split()
+    return f"{' '.join(p for p in before if p not in now)}, and this is {' '.join(p for p in now if p not in before)}"
 
 
 def _end(run: RunFolder, processes: World, state: State, reason: str = "", error: str = "") -> None:

@@ -38,9 +38,7 @@ class World:
         """``model``, its gradients averaged over the processes at the last micro-batch of a step."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     def gradients(self, model: nn.Module, last: bool) -> Any:
         """Context of a micro-batch: gradients are exchanged after the ``last`` one only."""

@@ -37,6 +37,10 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
             )
             for arm in variants
         )
+    faults: dict[str, list[str]] = {}  # what would make runs invalid, and whose
+    for arm in plan.arms:
+        for fault in recipe_faults(arm.recipe.train):
+            faults.setdefault(fault, []).append(arm.name)
     record = {
         "name": plan.name,
         "base": plan.base,
@@ -53,7 +57,7 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
         "sigma_source": sigma_source,
         "margin": plan.decide.margin,
         "screen": plan.screen,
-        "faults": {arm.name: fault for arm in plan.arms for fault in recipe_faults(arm.recipe.train)},
+        "faults": faults,
     }
     return _text(plan, record), record
 
@@ -160,8 +164,8 @@ def _text(plan: Plan, record: dict[str, Any]) -> str:
         f"(by {record['estimate_basis']})",
         highlight=False,
     )
-    for arm, fault in record["faults"].items():
-        console.print(f"warning: runs of {arm} would be invalid: {fault}", highlight=False)
+    for fault, arms in record["faults"].items():
+        console.print(f"warning: runs of {', '.join(arms)} would be invalid: {fault}", highlight=False)
     for line in _power_lines(plan, record):
         console.print(line, highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -37,7 +37,10 @@ class StopRequest:
     def install(self, *signals: int) -> None:
         """Take over these signals of the process."""
         for signum in signals:
-            signal.signal(signum, self._receive)
+            if (
+                signal.getsignal(signum) is not signal.SIG_IGN or signum != signal.SIGHUP
+            ):  # nohup ignores it, and means it
+                signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: Any) -> None:
         now = time.monotonic()

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from filelock import FileLock
@@ -25,6 +25,7 @@ from filelock import FileLock
 from runners.recipe import Recipe
 
 State = Literal["NEW", "RUNNING", "FINISHED", "FAILED", "INVALID", "KILLED"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ class Status:
 class RunFolder:
     """One run's folder. Reading never needs the lock; only the process that trains writes.
 
-    ``echo`` receives every event besides the file.
+    ``echo`` receives every event, ``on_row`` every logged step, besides the files.
     """
 
     def __init__(self, root: Path, key: str, echo: Callable[[str], None] = lambda text: None) -> None:
         self.path = root / key
         self.key = key
         self.echo = echo
+        self.on_row: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
         self._unwritten = b""  # rows that the disk had no room for
 
     def create(self, recipe: Recipe, seed: int) -> None:
@@ -108,15 +110,18 @@ class RunFolder:
         """
         size = self.log_file.stat().st_size if self.log_file.exists() else 0
         assert size >= log_bytes
-        before = self.status
+        before, now = self.status, time.time()
+        attempt, started = before.attempt, before.started
+        if not log_bytes or size > log_bytes:
+            attempt, started = uuid.uuid4().hex, now
+        # The status first: no reader takes the log that is cut back for one that grew.
+        self._write(Status("RUNNING", attempt, "", started, now, 0.0, stratum, environment, data_fingerprint))
         self.log_file.touch()
         os.truncate(self.log_file, log_bytes)
         self.error_file.unlink(missing_ok=True)
-        (self.path / "source.diff").write_text(diff)
-        attempt, started, now = before.attempt, before.started, time.time()
-        if not log_bytes or size > log_bytes:
-            attempt, started = uuid.uuid4().hex, now
-        self._write(Status("RUNNING", attempt, "", started, now, 0.0, stratum, environment, data_fingerprint))
+        if not log_bytes:  # going on takes the same code
+            (self.path / "source.diff").write_text(diff)
+        self._note(f"RUNNING: {environment.get('command', '')}, {stratum}")
 
     def end(self, state: State, reason: str = "", error: str = "") -> None:
         """Close the attempt."""
@@ -126,6 +131,7 @@ class RunFolder:
         if not status.attempt:  # it failed before it could begin
             status = replace(status, attempt=uuid.uuid4().hex, started=time.time())
         self._write(replace(status, state=state, reason=reason, ended=time.time()))
+        self._note(f"{state}: {reason}" if reason else state)
 
     def forget(self) -> None:
         """Have the run carried out again from its first step; what it logged stays until then."""
@@ -137,6 +143,7 @@ class RunFolder:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line; floats keep every digit. On a full disk it is kept, and appended with the next one."""
+        self.on_row(step, metrics)
         row = {"time": round(time.time(), 3), "step": step, "metrics": metrics}
         self._unwritten += json.dumps(row).encode() + b"\n"
         try:
@@ -160,6 +167,9 @@ class RunFolder:
     def say(self, text: str) -> None:
         """Append to events.log, for people; a full disk loses it."""
         self.echo(text)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
         with contextlib.suppress(OSError), (self.path / "events.log").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 

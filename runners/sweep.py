@@ -15,7 +15,8 @@ from rich.text import Text
 from runners.execute import Options
 from runners.experiment import Plan, PlannedRun
 from runners.launchers.local import LocalLauncher
-from runners.store import RunFolder
+from runners.stop import Stopped, StopRequest
+from runners.store import STATES, RunFolder
 from runners.tracking import Mirror
 
 SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
@@ -82,19 +83,20 @@ def run_plan(
     cache: Path,
     slots: Slots,
     console: Console,
+    stop: StopRequest,
     options: Options | None = None,
     fresh: bool = False,
 ) -> list[PlannedRun]:
     """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
 
     A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand save
-    their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` carries out again
-    what was made otherwise, so that all runs of the plan can be compared.
+    their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` begins again
+    what is not done, and carries out again what was made otherwise, so that all runs of the plan can be compared.
     """
     from runners.data import prepare
 
     others = made_otherwise(plan, root, slots)
-    for run in others if fresh else ():
+    for run in {*others, *unfinished(plan, root)} if fresh else ():
         RunFolder(root, run.key).forget()
     todo = unfinished(plan, root)
     if others and todo and not fresh:
@@ -114,7 +116,7 @@ def run_plan(
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
         launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options or Options())
-        _carry_out(plan, todo, launcher, mirror, root, console)
+        _carry_out(plan, todo, launcher, mirror, root, console, stop)
     for run in plan.runs():
         mirror.sync(run)
     return unfinished(plan, root)
@@ -127,6 +129,7 @@ def _carry_out(
     mirror: Mirror,
     root: Path,
     console: Console,
+    stop: StopRequest,
 ) -> None:
     by_key = {run.key: run for run in todo}
     board = _Board(plan, todo, root)
@@ -144,9 +147,12 @@ def _carry_out(
             console.print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", highlight=False)
 
     working = launcher.run(list(by_key))
+    stop.deferring = True
     try:
         for finished in working:
             now = time.monotonic()
+            if stop.signum:
+                raise Stopped(stop.signum)
             for line in board.events():
                 console.print(line, highlight=False)
             if finished:
@@ -164,11 +170,14 @@ def _carry_out(
         try:
             if live:
                 live.stop()
+            if stop.signum:
+                console.print("stopping: the runs in hand save their state; once more to stop at once", highlight=False)
             working.close()  # where it was interrupted, this waits for what is being saved
         finally:
             for line in board.events():
                 console.print(line, highlight=False)
             mirrored(todo)
+            stop.deferring = False
 
 
 class _Board:
@@ -202,7 +211,7 @@ class _Board:
         lines = []
         for key, folder in self.folders.items():
             new, self.heard[key] = folder.events(self.heard[key])
-            lines += [f"{self._title(key)}: {line}" for line in new]
+            lines += [f"{self._title(key)}: {line}" for line in new if line.split(":")[0] not in STATES]  # has its own
         return lines
 
     def finish(self, key: str) -> str:

@@ -155,6 +155,7 @@ class Mirror:
 def connect(uri: str) -> MlflowClient:
     """A client of the store at ``uri``; the first contact with a new database is one process's alone."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
 
     with _alone(uri):  # several at once would each try to create the schema, some versions as soon as there is a client

@@ -210,6 +210,7 @@ def train(
                 "train/loss_spikes": progress.spikes,
                 "throughput/tokens_per_s": progress.rates[-1],
                 "throughput/step_time_s": step_time_s,
+                "memory/micro_batch": progress.micro_batch,
                 "memory/peak_bytes": memory.peak_bytes(device),
             }
             if evaluates:

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -119,11 +120,21 @@ class LocalLauncher:
                 run.end(state, reason)
 
 
+def _watch_parent(stop: StopRequest) -> None:
+    """A parent that was killed outright tells nobody; its workers save and leave all the same."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    stop.signum = signal.SIGTERM
+
+
 def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int, options: Options) -> None:
     """A worker's whole life: take a key, carry out its run, say so; until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
+    for signum in (signal.SIGINT, signal.SIGHUP):  # from the terminal, which sends them to the parent too: it decides
+        signal.signal(signum, signal.SIG_IGN)
     stop = StopRequest(patient=True)
     stop.install(signal.SIGTERM)
+    threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     torch.set_num_threads(threads)
     while True:
         try:

@@ -210,7 +210,7 @@ def test_a_checkpoint_of_other_code_does_not_go_on(project, recipe):
     (run.path / "status.json").write_text(json.dumps(status | {"stratum": "device=abacus"}))
     kept = sorted(run.path.rglob("step-*/*"))
     assert finish(Plan(project, run.key)) == 1
-    assert "made otherwise (device=abacus)" in run.status.reason
+    assert "was made with device=abacus, and this is device=cpu-" in run.status.reason
     assert "--fresh" in run.status.reason
     assert sorted(run.path.rglob("step-*/*")) == kept
     run.forget()

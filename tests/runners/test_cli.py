@@ -115,6 +115,19 @@ def test_runs_do_not_depend_on_their_neighbours(cli, project):
 
 
 @pytest.mark.slow
+def test_a_sweep_without_a_valid_run_is_reported_too(cli, project):
+    base = project / "experiments/base/micro.yaml"
+    base.write_text(base.read_text().replace("warmup_steps: 3", "warmup_steps: 0"))
+    planned = cli("plan", EXPERIMENT)
+    assert "warning: runs of control, again, theta_100 would be invalid: warm-up: none" in planned.stdout
+    done = cli("run", EXPERIMENT, "--seeds", 1)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("INVALID: warm-up: none") == 3
+    assert (project / "reports/micro-theta-micro/report.md").exists()
+
+
+@pytest.mark.slow
 def test_a_failing_run_says_why_and_does_not_stop_the_others(cli, project):
     """One arm's learning rate overflows: its runs are invalid, the rest finish, the exit code is 1."""
     text = (project / EXPERIMENT).read_text()
@@ -170,7 +183,7 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
     process.send_signal(signum)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "stopping: runs in hand save their state; once more to stop at once" in errors
+    assert "stopping: the runs in hand save their state; once more to stop at once" in output
     (key,) = run_folders(project)
     assert run_folders(project)[key]["state"] == "KILLED"
     assert f"{key}" not in output
@@ -212,6 +225,24 @@ def test_a_sweep_interrupted_twice_stops_at_once(project):
     status = run_folders(project)[key]
     assert (status["state"], status["reason"]) == ("KILLED", "stopped at once, without saving")
     assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.slow
+def test_workers_whose_sweep_was_killed_save_and_leave(cli, project):
+    longer(project, 1200)
+    process = launch(project, "run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
+    until_training(project)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while [status["state"] for status in run_folders(project).values()] != ["KILLED"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (key,) = run_folders(project)
+    assert list((project / "runs" / key / "checkpoints").glob("step-*"))
+    done = cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
+    assert done.returncode == 0
+    assert "control seed 0: going on after step" in done.stdout
 
 
 @pytest.mark.slow
@@ -312,7 +343,10 @@ def inside(capsys, monkeypatch):
             code = error.code
         return code, *capsys.readouterr()
 
-    return run
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield run
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture

@@ -177,8 +177,13 @@ def test_plateau_and_rate():
     check_learning(100, [chance - 0.2] * 100, 1e-3, 1024, 200)
     check_learning(300, [chance] * 100, 1e-3, 1024, 2000)
     for done, num_steps in ((100, 200), (500, 2000)):
-        with pytest.raises(RunInvalid, match=f"plateau: after {done} steps the loss of the last 100 is 6.9315"):
+        with pytest.raises(
+            RunInvalid, match=f"plateau: after {done} steps the loss of the last {done // 10} is 6.9315"
+        ):
             check_learning(done, [chance] * 100, 1e-3, 1024, num_steps)
+    check_learning(60, [chance + 0.9] * 60, 1e-3, 1024, 60)  # a short run has not learned much, but nothing was lost
+    with pytest.raises(RunInvalid, match="diverged: after 60 steps the loss of the last 6 is 321.0"):
+        check_learning(60, [321.0] * 60, 1e-3, 1024, 60)
     for rate in (1e-58, 0.0, math.nan):
         with pytest.raises(RunInvalid, match="learning rate: the optimizer's is"):
             check_learning(5, [3.0], rate, 1024, 200)
