@@ -45,10 +45,11 @@ def find_micro_batch(
 ) -> int:
     """The most windows of ``batch`` (b, t) that go through a training step at once: all of them, half, a quarter …
 
-    Tries it, forward and backward, with the room that AdamW's two moments will take held free. Leaves no gradients.
+    Tries it, forward and backward, with the room held free that AdamW's two moments will take,
+    and the buckets in which several processes exchange gradients. Leaves no gradients.
     """
     size = sum(p.numel() for p in model.parameters())
-    room = torch.empty(2 * size, device=batch.device)
+    room = torch.empty((2 if world.size == 1 else 3) * size, device=batch.device)
     # One micro-batch shows what fits; the others would only take time.
     count, _ = memory.largest_that_fits(
         len(batch), lambda count: gradients(model, batch[:count], config, World(), count), say

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from runners.data.config import file_sha256
-from runners.store import RunFolder
+from runners.store import RunFolder, flush
 
 FORMAT = 1
 KEEP = 2  # the newest; besides them the one with the lowest validation loss
@@ -83,6 +83,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._next = time.monotonic() + every_s
+        self.saved = 0  # the step of the newest that this object wrote
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -142,10 +143,11 @@ class Checkpoints:
         if self._pending is not None:
             self._pending.result()
 
-    def clear(self) -> None:
-        """Delete all of them: the run is finished, or starts again."""
-        self.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def set_aside(self, newest: Checkpoint) -> None:
+        """Rename what is newer than the ``newest`` that could be read, so that it never comes back, nor counts."""
+        for path in self._paths():
+            if path > newest.path:
+                path.rename(path.with_name(f"unreadable-{path.name}-{time.time_ns()}"))
 
     def _paths(self) -> list[Path]:
         """Newest first."""
@@ -170,7 +172,8 @@ class Checkpoints:
                 flush(self.run.log_file)  # which the checkpoint counts on
             size = sum(file.stat().st_size for file in target.iterdir())
             self.say(f"checkpoint of step {step}: {size / 1e6:,.1f} MB in {time.perf_counter() - began:.2f} s")
-            self._delete_old(target)
+            self.saved = step
+            self._delete_old()
         except (OSError, SafetensorError) as error:
             self._failed(step, error)
 
@@ -179,10 +182,8 @@ class Checkpoints:
         self._next = time.monotonic() + wait_s
         self.say(f"checkpoint of step {step} not written ({error}); training goes on, next try in {wait_s:.0f} s")
 
-    def _delete_old(self, written: Path) -> None:
-        paths = [path for path in self._paths() if path <= written]
-        for path in set(self._paths()).difference(paths):  # a later one was unreadable, or this would be later still
-            shutil.rmtree(path, ignore_errors=True)
+    def _delete_old(self) -> None:
+        paths = self._paths()
         best = min(paths, key=_validation_loss)
         for path in paths[KEEP:]:
             if path != best:
@@ -257,12 +258,3 @@ def whole_folder(partial: Path, target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def flush(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

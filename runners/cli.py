@@ -206,14 +206,18 @@ def _train(options: argparse.Namespace) -> int:
     folder.on_row = _progress(title, run.recipe.train.num_steps)
     if first:
         print(f"{title}: {folder.path}, on {slots.devices[0]}", flush=True)
-        if options.fresh and (folder.status.state != "FINISHED" or run in made_otherwise(plan, RUNS, slots)):
-            folder.forget()
+        begins = options.fresh and (folder.status.state != "FINISHED" or run in made_otherwise(plan, RUNS, slots))
+        if begins and not folder.forget():
+            print(f"note: {title} is being trained, and left alone", flush=True)
         folder.create(run.recipe, run.seed)
     try:
         execute(folder, CACHE, slots.devices[0], _training(options), options.stop)
     finally:
         if first:
-            Mirror(plan, RUNS).sync(run)
+            try:
+                Mirror(plan, RUNS).sync(run)
+            except Exception as error:  # the run folder is the truth, and `report` mirrors again
+                print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", file=sys.stderr)
     status = folder.status
     if first:
         print(f"{title}: {status.state} {status.reason}".rstrip(), f"({folder.path})")

@@ -20,7 +20,7 @@ import torch
 import llama_variants
 import runners
 
-TRAINING_MODULES = ("train", "evaluate", "optim", "determinism", "recipe", "parallel", "checkpoint")
+TRAINING_MODULES = ("train", "evaluate", "optim", "determinism", "recipe", "parallel", "checkpoint", "accumulate")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from pathlib import Path
 import torch
 from filelock import Timeout
 
+from llama_variants import LlamaForCausalLM
 from runners.checkpoint import CheckpointError, Checkpoints
-from runners.data import DataError, prepare
+from runners.data import Corpus, DataError, prepare
 from runners.determinism import make_deterministic, resolve_device, stratum
+from runners.final import keep_final
 from runners.health import RunInvalid
 from runners.parallel import World, world
 from runners.provenance import environment, uncommitted
@@ -22,6 +25,8 @@ from runners.recipe import run_key
 from runners.stop import StopRequest
 from runners.store import RunFolder, State
 from runners.train import train
+
+RETRIES_S = (1, 5, 10)  # for a disk that is full at the end
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def execute(run: RunFolder, cache: Path, device_name: str, options: Options, sto
             _train(run, cache, device, options, stop, processes)
         except RunInvalid as invalid:
             _end(run, processes, "INVALID", str(invalid))
+            processes.most(0)
         except CheckpointError as error:
             _end(run, processes, "FAILED", str(error))
         except Exception as error:
@@ -61,7 +67,7 @@ def execute(run: RunFolder, cache: Path, device_name: str, options: Options, sto
             _end(run, processes, "KILLED", str(error) or type(error).__name__)
             raise
         else:
-            _end(run, processes, "FINISHED")
+            processes.most(0)  # all leave when the first is done, and not before: torchrun would stop it
         finally:
             stop.deferring = False
 
@@ -87,12 +93,14 @@ def _train(
                 "starts it again (code: any edit of llama_variants or of the training modules)"
             )
         if processes.first:
+            if checkpoint:
+                checkpoints.set_aside(checkpoint)
             log_bytes = checkpoint.state["log_bytes"] if checkpoint else 0
             run.begin(here, environment(device, processes.size), corpus.fingerprint, log_bytes, uncommitted())
         if checkpoint:
             say(f"going on after step {checkpoint.state['step']}")
         stop.deferring = True  # until the run's end is recorded
-        train(
+        model = train(
             recipe,
             seed,
             corpus,
@@ -104,6 +112,26 @@ def _train(
             checkpoint=checkpoint,
             world=processes,
         )
+    if processes.first:
+        _close(model, corpus, run)
+
+
+def _close(model: LlamaForCausalLM, corpus: Corpus, run: RunFolder) -> None:
+    """Record that a run is done. Its checkpoints go last, and where there is no room for its weights, before these."""
+    for wait_s in (*RETRIES_S, None):
+        try:
+            run.flush_log()
+            break
+        except OSError as error:
+            if wait_s is None:
+                raise
+            run.say(f"the end of the log not written ({error}); next try in {wait_s} s")
+            time.sleep(wait_s)
+    kept = keep_final(model, corpus, run)
+    run.end("FINISHED")
+    run.clear_checkpoints()
+    if not kept:
+        keep_final(model, corpus, run)
 
 
 def _other(theirs: str, ours: str) -> str:

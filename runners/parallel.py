@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(days=7)  # the others wait while the first waits for a run's lock
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,15 @@ def world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     Source: https://docs.pytorch.org/docs/stable/elastic/run.html (the environment variables).
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        index = int(os.environ["LOCAL_RANK"]) if size > 1 else device.index or 0
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)  # whose generator is the one that is seeded
     if size == 1:
         yield World(), device
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size, dist.new_group(backend="gloo")), device
+        yield World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=PATIENCE)), device
     finally:
         dist.destroy_process_group()

@@ -26,6 +26,7 @@ SETTINGS = (
     "TORCH_",
 )  # beginnings of variables that may matter
 SOURCE = (".py", ".yaml", ".yml", ".toml")  # of new files; there may be anything among them
+PLAIN = ("--no-color", "--no-ext-diff", "--src-prefix=a/", "--dst-prefix=b/", "--binary")  # whatever the user set
 HERE = Path(runners.__file__).parent
 MAX_DIFF = 1_000_000
 
@@ -89,10 +90,10 @@ def uncommitted() -> str:
     """
     try:
         top = Path(_git("rev-parse", "--show-toplevel").strip())
-        parts = [_git("diff", "HEAD", folder=top)]
+        parts = [_git("diff", *PLAIN, "HEAD", folder=top)]
         for name in _git("ls-files", "--others", "--exclude-standard", "-z", folder=top).split("\0"):
             if name.endswith(SOURCE):
-                parts.append(_git("diff", "--no-index", "--", "/dev/null", name, folder=top))
+                parts.append(_git("diff", *PLAIN, "--no-index", "--", "/dev/null", name, folder=top))
     except (OSError, subprocess.CalledProcessError):
         return ""
     text = "".join(parts)
@@ -101,12 +102,10 @@ def uncommitted() -> str:
 
 def _git(*arguments: str, folder: Path | None = None) -> str:
     done = subprocess.run(
-        ["git", *arguments],
+        ["git", "-c", "core.quotePath=false", *arguments],
         cwd=folder or HERE,
         capture_output=True,
-        text=True,
-        errors="replace",
     )
     if done.returncode not in ((0, 1) if "--no-index" in arguments else (0,)):  # 1: they differ
         raise subprocess.CalledProcessError(done.returncode, done.args)
-    return done.stdout
+    return done.stdout.decode(errors="surrogateescape")

@@ -13,8 +13,8 @@ AGAIN_S = 1.0  # a terminal and a launcher may both pass on the same keystroke; 
 class Stopped(BaseException):
     """A signal has come; ``signum`` says which. No Exception: nothing but a command's end should catch it."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, note: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}{note}")
         self.signum = signum
 
 
@@ -51,4 +51,5 @@ class StopRequest:
             if not self.deferring:
                 raise Stopped(signum)
         elif not self._patient and now - self._since > AGAIN_S:
+            self._patient = True  # a third would only keep it from leaving in good order
             raise Stopped(signum)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from runners.recipe import Recipe
 
@@ -120,30 +120,52 @@ class RunFolder:
         os.truncate(self.log_file, log_bytes)
         self.error_file.unlink(missing_ok=True)
         if not log_bytes:  # going on takes the same code
-            (self.path / "source.diff").write_text(diff)
+            (self.path / "source.diff").write_bytes(diff.encode(errors="surrogateescape"))
+            shutil.rmtree(self.final, ignore_errors=True)  # of what was logged before
         self._note(f"RUNNING: {environment.get('command', '')}, {stratum}")
 
     def end(self, state: State, reason: str = "", error: str = "") -> None:
         """Close the attempt."""
         if error:
-            self.error_file.write_text(error)
+            with contextlib.suppress(OSError):  # the disk may be what it failed for
+                self.error_file.write_text(error)
         status = self.status
         if not status.attempt:  # it failed before it could begin
             status = replace(status, attempt=uuid.uuid4().hex, started=time.time())
-        self._write(replace(status, state=state, reason=reason, ended=time.time()))
+        try:
+            self._write(replace(status, state=state, reason=reason, ended=time.time()))
+        except OSError as failure:
+            self.say(f"status {state} not recorded ({failure}); the run counts as not done")
         self._note(f"{state}: {reason}" if reason else state)
 
-    def forget(self) -> None:
-        """Have the run carried out again from its first step; what it logged stays until then."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        self._write(Status())
+    def forget(self) -> bool:
+        """Have the run carried out again from its first step; what it logged stays until then.
+
+        Returns whether it is so: a run that a process has in hand is left alone.
+        """
+        try:
+            with self.lock().acquire(timeout=0):
+                self.clear_checkpoints()
+                self._write(Status())
+        except Timeout:
+            return False
+        return True
+
+    def clear_checkpoints(self) -> None:
+        """Delete the checkpoints: all at once for whoever looks, whenever this is cut short."""
+        hidden = self.path / ".checkpoints"
+        shutil.rmtree(hidden, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.checkpoints.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def _write(self, status: Status) -> None:
         write_atomically(self.path / "status.json", json.dumps(asdict(status), indent=1))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line; floats keep every digit. On a full disk it is kept, and appended with the next one."""
-        self.on_row(step, metrics)
+        with contextlib.suppress(OSError):
+            self.on_row(step, metrics)
         row = {"time": round(time.time(), 3), "step": step, "metrics": metrics}
         self._unwritten += json.dumps(row).encode() + b"\n"
         try:
@@ -166,8 +188,9 @@ class RunFolder:
 
     def say(self, text: str) -> None:
         """Append to events.log, for people; a full disk loses it."""
-        self.echo(text)
         self._note(text)
+        with contextlib.suppress(OSError):  # a terminal that has gone away
+            self.echo(text)
 
     def _note(self, text: str) -> None:
         with contextlib.suppress(OSError), (self.path / "events.log").open("a") as file:
@@ -197,10 +220,21 @@ def _lines(file: Path, start: int) -> tuple[list[bytes], int]:
 
 
 def write_atomically(target: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never a part."""
+    """A reader sees the old file or the new one, never a part, after a power cut too."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_text(text)
+    flush(temporary)
     temporary.replace(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def run_folders(root: Path) -> Iterator[RunFolder]:

@@ -97,7 +97,8 @@ def run_plan(
 
     others = made_otherwise(plan, root, slots)
     for run in {*others, *unfinished(plan, root)} if fresh else ():
-        RunFolder(root, run.key).forget()
+        if not RunFolder(root, run.key).forget():
+            console.print(f"note: {run.arm} seed {run.seed} is being trained, and left alone", highlight=False)
     todo = unfinished(plan, root)
     if others and todo and not fresh:
         console.print(

@@ -8,21 +8,19 @@ import statistics
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llama_variants import build_model
+from llama_variants import LlamaForCausalLM, build_model
 from runners import health, memory
 from runners.accumulate import find_micro_batch, gradients
 from runners.checkpoint import Checkpoint, Checkpoints
 from runners.data import Corpus
 from runners.determinism import autocast, make_deterministic, price_of_determinism, seed_step
 from runners.evaluate import evaluate
-from runners.final import keep_final
 from runners.optim import build_optimizer, lr_at
 from runners.parallel import World
 from runners.recipe import Recipe, TrainConfig
@@ -73,7 +71,7 @@ def train(
     stop: StopRequest | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
-) -> None:
+) -> LlamaForCausalLM:
     """Train ``recipe`` with ``seed`` on ``corpus`` and log to ``run``, from ``checkpoint`` on where there is one.
 
     The seed sets the initial values and the order of the data; a batch is a function of (seed, step) alone, whatever
@@ -90,6 +88,9 @@ def train(
         stop: says when to save and leave.
         checkpoint: where to go on.
         world: the processes that share the run.
+
+    Returns:
+        The trained model.
 
     Raises:
         RunInvalid: when a validity gate fails.
@@ -114,7 +115,7 @@ def train(
     windows = corpus.validation.windows(recipe.eval.num_windows, config.seq_len)
     bits_per_byte = 1 / (math.log(2) * corpus.validation.bytes_per_token)  # of one nat per token
     health.check_recipe(config)
-    health.check_data(corpus, windows, config)
+    health.check_data(corpus, config)
     model = build_model(recipe.model, seed=seed, device=device)
     optimizer = build_optimizer(model, config)
     progress = Progress.of(checkpoint, config)
@@ -153,8 +154,9 @@ def train(
         if (bad := health.first_not_finite(losses, norms)) is not None:
             step = progress.step - len(losses) + bad  # from 0; no update was applied since, so it can be seen again
             seed_step(seed, step, device, world.rank)
+            batch = torch.from_numpy(rows(step)).to(device)  # the rows of all processes: any may be to blame
             with autocast(device, config.precision):
-                cause = health.where_not_finite(model, on_device(rows(step)).split(progress.micro_batch))
+                cause = health.where_not_finite(model, batch.split(progress.micro_batch))
             places = corpus.train.places(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)
             raise health.RunInvalid(
                 f"step {step + 1}: loss {losses[bad]}, gradient norm {norms[bad]}; the update was not applied; first "
@@ -165,22 +167,26 @@ def train(
         return float(norms[-1])
 
     log_every = max(1, config.num_steps // LOG_POINTS)
-    earlier_s = progress.wall_time_s  # before the resume
+    start, earlier_s = progress.step, progress.wall_time_s  # before which it was stopped
     mark, unlogged = time.perf_counter(), 0  # when the last line was logged, and the steps since
 
-    for step in range(progress.step, config.num_steps):
+    for step in range(start, config.num_steps):
         ids = rows(step)
         if step == 0:
             progress.first_batch = batch_id(ids)
-        seed_step(seed, step, device, world.rank)
         lr = lr_at(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        attempt = partial(gradients, parallel, on_device(ids), config, world)
+        batch = on_device(ids)
+
+        def attempt(micro_batch: int, step: int = step, batch: Tensor = batch) -> Tensor:
+            seed_step(seed, step, device, world.rank)
+            return gradients(parallel, batch, config, world, micro_batch)
+
         progress.micro_batch, loss = memory.largest_that_fits(
             progress.micro_batch, attempt, checkpoints.say, retry=world.size == 1
         )
-        watch.after_backward(step)
+        watch.after_backward(step - start)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         # A loss or gradient that is not finite skips this update and all later ones, until it is read.
         not_finite = torch.maximum(not_finite, (~torch.isfinite(loss + grad_norm)).float())
@@ -197,7 +203,7 @@ def train(
             norm = read_pending()
             if done == 1:
                 health.check_first_loss(progress.losses[0], vocab_size)
-            health.check_learning(done, progress.losses, optimizer.param_groups[0]["lr"], vocab_size, config.num_steps)
+            health.check_learning(done, progress.losses, optimizer.param_groups[0]["lr"], vocab_size, config)
             step_time_s = (time.perf_counter() - mark) / unlogged
             progress.rates.append(config.tokens_per_step / step_time_s)
             tokens = done * config.tokens_per_step
@@ -239,18 +245,19 @@ def train(
             pause = time.perf_counter()
             if pending:
                 read_pending()  # nothing is saved that was not looked at
+            progress.last_batch = batch_id(ids)
+            progress.wall_time_s = earlier_s + time.perf_counter() - began
             if world.first:
-                progress.last_batch = batch_id(ids)
-                progress.wall_time_s = earlier_s + time.perf_counter() - began
                 checkpoints.save(model, optimizer, progress.to_dict())
             if signum:
                 checkpoints.wait()
-                raise Stopped(signum)
+                if world.first and checkpoints.saved != done:  # it is the last chance
+                    checkpoints.save(model, optimizer, progress.to_dict())
+                    checkpoints.wait()
+                raise Stopped(signum, "" if not world.first or checkpoints.saved == done else ", without saving")
             mark += time.perf_counter() - pause  # a save is no part of a step's time
 
-    if world.first:
-        run.flush_log()
-        keep_final(model, corpus, run, checkpoints)
+    return model
 
 
 def batch_id(rows: np.ndarray) -> str:

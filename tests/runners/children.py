@@ -23,7 +23,9 @@ from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder
 
 SEED = 5
-FOLDERS = "checkpoints"  # file-system operations below it count
+FOLDERS = ("checkpoints", "final", "status.json")  # file-system operations there count
+
+WATCHED = ("open", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.runners.children", "transformers.models.llama.modeling_llama"])
@@ -31,7 +33,8 @@ _server.set_forkserver_preload(["tests.runners.children", "transformers.models.l
 
 @dataclass(frozen=True)
 class Plan:
-    """What a child does. ``die_at``: it kills itself before that file-system operation on its checkpoints, from 1.
+    """What a child does. ``die_at``: it kills itself before that file-system operation on its checkpoints or final
+    weights, from 1, counted once ``after_steps`` steps are logged.
 
     ``memory_bytes``: address space that it may take beyond what it has when ``memory_from_step`` begins.
     """
@@ -41,6 +44,7 @@ class Plan:
     save_every_s: float = 0.0
     micro_batch: int | None = None
     die_at: int | None = None
+    after_steps: int = 0
     memory_bytes: int | None = None
     memory_from_step: int = 0
     step_takes_s: float = 0.0
@@ -83,7 +87,7 @@ def _carry_out(plan: Plan) -> None:
     if plan.memory_bytes is not None:  # large blocks go back to the system when freed: glibc's M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(-3, 128 * 1024)
     if plan.die_at:
-        _die_at(plan.die_at)
+        _die_at(plan.die_at, plan.after_steps)
     _at_each_step(plan)
     stop = StopRequest()
     stop.install(signal.SIGINT, signal.SIGTERM)
@@ -95,13 +99,27 @@ def _carry_out(plan: Plan) -> None:
     sys.exit(0 if run.status.state == "FINISHED" else 1)
 
 
-def _die_at(number: int) -> None:
+def _die_at(number: int, after_steps: int) -> None:
     """By an audit hook: Python reports each open, rename, mkdir and remove before it happens."""
-    count = 0
+    count, seen = 0, False
+
+    def enough() -> bool:
+        nonlocal seen
+        if not seen and "write" not in inside:
+            inside.add("write")  # reading the log is an operation too
+            seen = any(
+                len(file.read_text().splitlines()) >= after_steps for file in Path("runs").glob("*/metrics.jsonl")
+            )
+            inside.discard("write")
+        return seen
+
+    inside: set[str] = set()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        own = event in ("open", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree") and FOLDERS in str(arguments[0])
+        own = event in WATCHED and any(name in str(arguments[0]) for name in FOLDERS)
+        if after_steps and own and not enough():
+            return
         if own or event == "os.remove":  # whose path is relative to the folder
             count += 1
             if count == number:

@@ -213,7 +213,7 @@ def test_a_checkpoint_of_other_code_does_not_go_on(project, recipe):
     assert "was made with device=abacus, and this is device=cpu-" in run.status.reason
     assert "--fresh" in run.status.reason
     assert sorted(run.path.rglob("step-*/*")) == kept
-    run.forget()
+    assert run.forget()
     assert finish(Plan(project, run.key)) == 0
 
 
@@ -229,7 +229,7 @@ from runners.stop import StopRequest
 from runners.store import RunFolder
 from runners.execute import Options
 
-key = sys.argv[1]
+key, mode = sys.argv[1:]
 config = Path("runs", key, "config.yaml").read_text()
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", "runs"], check=True)
 Path("runs", key).mkdir()
@@ -251,8 +251,10 @@ def listen(text):
     elif failures and ballast.exists():
         newest = Checkpoints(RunFolder(Path("runs"), key), 60, print).newest()
         print("intact", newest.path.name)
-        if failures == 3:
+        if mode == "soon" and failures == 3:
             ballast.unlink()
+    if "the end of the log not written" in text:
+        ballast.unlink()
 
 run = RunFolder(Path("runs"), key, echo=listen)
 execute(run, Path("cache"), "cpu", Options(save_every_s=0), StopRequest())
@@ -262,8 +264,10 @@ shutil.copytree(Path("runs", key), "copy")
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="mounts a tmpfs")
-def test_a_full_disk_stops_nothing(project, recipe):
-    """A real one, of two megabytes. It fills up after a checkpoint, and is emptied after three failed writes."""
+@pytest.mark.parametrize("mode", ["soon", "at the end"])
+def test_a_full_disk_stops_nothing(project, recipe, mode):
+    """A real one, of two megabytes. It fills up after a checkpoint; there is room again after three failed writes, or
+    only when all steps are done."""
     from tests.runners.test_kill import exact
 
     run = new_run(project, recipe)
@@ -273,7 +277,7 @@ def test_a_full_disk_stops_nothing(project, recipe):
     run.create(recipe, 5)
     alone = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
     done = subprocess.run(
-        [*alone, sys.executable, "-c", FULL_DISK, run.key],
+        [*alone, sys.executable, "-c", FULL_DISK, run.key, mode],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -291,7 +295,10 @@ def test_a_full_disk_stops_nothing(project, recipe):
     assert newest >= 5
     assert lines.count(f"intact step-{newest:08}") >= 3
     last = max(i for i, line in enumerate(lines) if "not written" in line)
-    assert any(line.startswith("checkpoint of step ") and "MB" in line for line in lines[last:])  # it was tried again
+    if mode == "soon":  # it was tried again
+        assert any(line.startswith("checkpoint of step ") and "MB" in line for line in lines[last:])
+    else:
+        assert any("step 30 not logged" in line for line in lines)
     assert "FINISHED " in lines
     (project / "copy").rename(run.path.with_name("after"))
     assert exact(RunFolder(project / "runs", "after")) == straight
@@ -317,3 +324,36 @@ def test_due_by_the_clock(recipe, tmp_path, heard, monkeypatch):
     assert not checkpoints.due()
     now += 2
     assert checkpoints.due()
+
+
+def test_what_could_not_be_read_never_comes_back(two):
+    """A checkpoint that is ahead of the log now may be behind it later, and would then cut it in the middle."""
+    copy = two.parent / "aside"
+    shutil.copytree(two, copy)
+    run, said = RunFolder(copy, "run"), []
+    newest = copy / "run/checkpoints/step-00000020/optimizer.safetensors"
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-1])
+    with Checkpoints(run, 60, said.append) as checkpoints:
+        found = checkpoints.newest()
+        checkpoints.set_aside(found)
+        assert len(said) == 1
+        (aside,) = checkpoints.folder.glob("unreadable-step-00000020-*")
+        (aside / newest.name).write_bytes(content)  # whole again
+        assert checkpoints.newest().path.name == "step-00000010"
+        assert len(said) == 1
+
+
+def test_a_run_in_hand_is_not_forgotten(two):
+    copy = two.parent / "held"
+    shutil.copytree(two, copy)
+    run = RunFolder(copy, "run")
+    run.begin("here", {}, "")
+    status = run.status
+    with run.lock():
+        assert not run.forget()
+        assert run.status == status
+        assert run.checkpoints.exists()
+    assert run.forget()
+    assert run.status.state == "NEW"
+    assert sorted(path.name for path in run.path.iterdir() if "checkpoints" in path.name) == []

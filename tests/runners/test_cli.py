@@ -181,7 +181,7 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
     process = launch(project, *sweep)
     until_training(project)
     process.send_signal(signum)
-    output, errors = process.communicate(timeout=60)
+    output, _errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "stopping: the runs in hand save their state; once more to stop at once" in output
     (key,) = run_folders(project)

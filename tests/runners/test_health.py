@@ -115,7 +115,7 @@ def test_first_bad_step_is_found():
 
 def test_what_is_not_finite_is_named(batch):
     model = build_model(TINY)
-    hardware = "nothing when computed again: a fault of the hardware, or not deterministic"
+    hardware = "nothing by itself: a sum that overflows, a fault of the hardware, or not deterministic"
     assert where_not_finite(model, batch.split(3)) == hardware
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
@@ -149,9 +149,9 @@ def test_a_spike_among_noise():
     ("changes", "says"),
     [
         ({}, None),
-        ({"warmup_steps": 1}, "warm-up: none"),
-        ({"warmup_steps": 0, "lr": 8e-6}, None),  # SmolLM2's rate, scaled to eight tokens a step, is 8.3e-6
-        ({"warmup_steps": 0, "lr": 9e-6}, "warm-up: none"),
+        ({"warmup_steps": 1, "lr": 3e-3}, "warm-up: none, at a learning rate of 0.003 and 8 tokens a step"),
+        ({"warmup_steps": 1, "lr": 3e-3, "tokens_per_step": 2**20}, None),
+        ({"warmup_steps": 0, "lr": 1e-3}, None),
         ({"lr": 2.1e-8}, None),
         ({"lr": 8e-9}, r"learning rate: 8e-10 at step 1; below 1e-09"),
     ],
@@ -164,26 +164,30 @@ def test_recipes(changes, says):
 
 @given(data=st.data())
 def test_rows_are_found_in_tokens_as_bytes_would_find_them(data):
-    tokens = np.asarray(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=60)), dtype=np.uint16)
+    wide = data.draw(st.booleans())  # a vocabulary beyond 16 bits
+    tokens = np.asarray(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=60)))
+    tokens = tokens.astype(np.uint32 if wide else np.uint16) + np.asarray(70_000 if wide else 0, dtype=np.uint32)
+    tokens = tokens.astype(np.uint32 if wide else np.uint16)
     length = data.draw(st.integers(1, 5))
     rows = np.asarray(data.draw(st.lists(st.lists(st.integers(0, 3), min_size=length, max_size=length), min_size=1)))
-    text = "".join(map(str, tokens))
-    assert num_found(rows, tokens) == sum("".join(map(str, row)) in text for row in rows)
+    text = "".join(str(int(token) % 70_000) for token in tokens)
+    assert num_found(rows + 70_000 * wide, tokens) == sum("".join(map(str, row)) in text for row in rows)
 
 
 def test_plateau_and_rate():
     chance = math.log(1024)
-    check_learning(99, [chance] * 99, 1e-3, 1024, 200)
-    check_learning(100, [chance - 0.2] * 100, 1e-3, 1024, 200)
-    check_learning(300, [chance] * 100, 1e-3, 1024, 2000)
-    for done, num_steps in ((100, 200), (500, 2000)):
+    short, long, brief = (RECIPE.model_copy(update={"num_steps": n}) for n in (200, 2000, 60))
+    check_learning(109, [chance] * 109, 1e-3, 1024, short)  # after ten steps of warm-up
+    check_learning(110, [chance - 0.2] * 110, 1e-3, 1024, short)
+    check_learning(300, [chance] * 100, 1e-3, 1024, long)
+    for done, train in ((110, short), (510, long)):
         with pytest.raises(
             RunInvalid, match=f"plateau: after {done} steps the loss of the last {done // 10} is 6.9315"
         ):
-            check_learning(done, [chance] * 100, 1e-3, 1024, num_steps)
-    check_learning(60, [chance + 0.9] * 60, 1e-3, 1024, 60)  # a short run has not learned much, but nothing was lost
+            check_learning(done, [chance] * 100, 1e-3, 1024, train)
+    check_learning(60, [chance + 0.9] * 60, 1e-3, 1024, brief)  # a short run has not learned much, but nothing was lost
     with pytest.raises(RunInvalid, match="diverged: after 60 steps the loss of the last 6 is 321.0"):
-        check_learning(60, [321.0] * 60, 1e-3, 1024, 60)
+        check_learning(60, [321.0] * 60, 1e-3, 1024, brief)
     for rate in (1e-58, 0.0, math.nan):
         with pytest.raises(RunInvalid, match="learning rate: the optimizer's is"):
-            check_learning(5, [3.0], rate, 1024, 200)
+            check_learning(5, [3.0], rate, 1024, short)

@@ -70,16 +70,17 @@ def test_killed_at_any_time_and_again(place, run, straight, trial):
     generator = random.Random(trial)
     kills = 0
     for _ in range(generator.randint(1, 3)):
-        child = start(Plan(place, run.key, save_every_s=generator.choice([0, 0, 0.05])))
+        child = start(Plan(place, run.key, save_every_s=generator.choice([0, 0, 0.05]), step_takes_s=0.03))
         resumed = run.status.resumed
         wait_for(lambda resumed=resumed: run.status.resumed > resumed, child)
-        time.sleep(generator.uniform(0, 1.2))
+        time.sleep(generator.uniform(0, 0.8))
         child.kill()
         child.join()
         kills += child.exitcode == -9
     assert finish(Plan(place, run.key)) == 0
     assert exact(run) == straight
     assert not run.checkpoints.exists()
+    assert kills  # the first of them comes while at least the last steps are to be done
     print(f"{kills} kills")
 
 
@@ -94,6 +95,19 @@ def test_killed_before_each_operation_of_a_write(place, run, straight, number):
     assert exact(run) == straight
     going_on = [line for line in run.events()[0] if line.startswith("going on after step")]
     assert going_on == ([f"going on after step {int(left[-1][5:])}"] if left else [])
+
+
+@pytest.mark.parametrize("number", range(1, 11))
+def test_killed_while_it_is_being_finished(place, run, straight, number):
+    """After the last step, with a checkpoint there: weights are written, FINISHED is recorded, checkpoints go."""
+    child = start(Plan(place, run.key, save_every_s=1000, step_takes_s=0.02))
+    wait_for(lambda: len(run.rows()[0]) >= 20, child)
+    child.terminate()
+    child.join()
+    assert finish(Plan(place, run.key, save_every_s=1000, die_at=number, after_steps=30)) == -9
+    assert finish(Plan(place, run.key, save_every_s=1000)) == 0
+    assert exact(run) == straight
+    assert [line for line in run.events()[0] if line.startswith("going on after step")]  # nothing was trained anew
 
 
 def test_a_resume_of_a_resume_is_straight_through(place, run, straight):

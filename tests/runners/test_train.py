@@ -19,11 +19,13 @@ from runners.checkpoint import Checkpoints
 from runners.data import prepare
 from runners.determinism import make_deterministic
 from runners.evaluate import evaluate
+from runners.execute import Options, execute
 from runners.experiment import load_base
 from runners.recipe import EvalConfig, Recipe
 from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder
 from tests.llama_variants.test_model import stock
+from tests.runners.children import new_run
 
 SEED = 5
 CPU = torch.device("cpu")
@@ -143,7 +145,7 @@ def test_deterministic_says_what_it_costs_and_changes_no_cpu_loss(recipe):
         fixed = replace(recipe, train=recipe.train.model_copy(update={"deterministic": True}))
         rows = trained(fixed, "fixed")
         assert torch.are_deterministic_algorithms_enabled()
-        said = RunFolder(Path("runs"), "fixed").events()[0][0]
+        (said,) = (line for line in RunFolder(Path("runs"), "fixed").events()[0] if line.startswith("determ"))
         price = re.fullmatch(r"deterministic: (\d+\.\d\d) times the time of a step without .*", said)
         assert price
         assert 0.2 < float(price[1]) < 5
@@ -153,16 +155,18 @@ def test_deterministic_says_what_it_costs_and_changes_no_cpu_loss(recipe):
         make_deterministic(False)
 
 
-def test_final_weights_load_in_plain_transformers_and_are_those_that_were_judged(recipe):
-    rows = trained(recipe)
-    model = AutoModelForCausalLM.from_pretrained("runs/run/final")
+def test_final_weights_load_in_plain_transformers_and_are_those_that_were_judged(recipe, project):
+    run = new_run(project, recipe)
+    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    rows = run.rows()[0]
+    model = AutoModelForCausalLM.from_pretrained(run.final)
     assert type(model).__module__.startswith("transformers.")
     corpus = prepare(recipe.data, Path("cache"))
     windows = corpus.validation.windows(8, 32)
     ids = torch.from_numpy(windows)
     with torch.no_grad():
         assert model(ids, labels=ids).loss.item() == pytest.approx(rows[-1]["metrics"]["final/val_loss"], abs=1e-5)
-    tokenizer = AutoTokenizer.from_pretrained("runs/run/final")
+    tokenizer = AutoTokenizer.from_pretrained(run.final)
     text = "alpha beta"
     assert tokenizer(text)["input_ids"] == Tokenizer.from_file(str(corpus.folder / "tokenizer.json")).encode(text).ids
     assert tokenizer.eos_token_id == corpus.manifest["end_id"]
