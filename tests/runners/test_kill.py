@@ -18,7 +18,7 @@ from runners.store import RunFolder
 from tests.runners.children import Plan, finish, new_run, start, wait_for
 from tests.runners.conftest import write_project
 
-FAST, MANY = 6, 120
+FAST, MANY = 6, 60
 CLOCK = ("throughput/", "memory/", "final/tokens_per_s", "final/peak_memory_bytes", "final/wall_time_s")
 
 
@@ -85,7 +85,7 @@ def test_killed_at_any_time_and_again(place, run, straight, trial):
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(i, marks=() if i % 16 == 0 else pytest.mark.slow) for i in range(1, 82)]
+    "number", [pytest.param(i, marks=() if i % 16 == 0 else pytest.mark.slow) for i in range(2, 92, 2)]
 )
 def test_killed_before_each_operation_of_a_write(place, run, straight, number):
     """Five saves, two deletions of older ones included, are some eighty opens, renames and removals."""
