@@ -237,24 +237,29 @@ Path("runs", key, "config.yaml").write_text(config)
 torch.set_num_threads(1)
 ballast, said = Path("runs/ballast"), []
 
+def fill():
+    with ballast.open("ab", buffering=0) as file:
+        try:
+            while file.write(b"x" * 512):
+                pass
+        except OSError:
+            pass
+
 def listen(text):
     said.append(text)
     print(text)
-    failures = sum("not written" in line for line in said)
-    if text.startswith("checkpoint of step 5: "):
-        with ballast.open("wb", buffering=0) as file:
-            try:
-                while file.write(b"x" * 512):
-                    pass
-            except OSError:
-                pass
-    elif failures and ballast.exists():
-        newest = Checkpoints(RunFolder(Path("runs"), key), 60, print).newest()
-        print("intact", newest.path.name)
-        if mode == "soon" and failures == 3:
+    written = [line for line in said if line.startswith("checkpoint of step") and "MB" in line]
+    failures = sum("checkpoint" in line and "not written" in line for line in said)
+    if len(written) == 5 and not failures and not ballast.exists():
+        fill()
+    if failures and ballast.exists():
+        print("intact", Checkpoints(RunFolder(Path("runs"), key), 60, print).newest().path.name)
+        if mode == "at the end":
+            fill()  # the oldest checkpoint has gone meanwhile, and left some room
+        elif failures == 3:
             ballast.unlink()
-    if "the end of the log not written" in text:
-        ballast.unlink()
+    if "the end of the log not written" in text or "final weights not written" in text:
+        ballast.unlink(missing_ok=True)
 
 run = RunFolder(Path("runs"), key, echo=listen)
 execute(run, Path("cache"), "cpu", Options(save_every_s=0), StopRequest())
@@ -286,19 +291,19 @@ def test_a_full_disk_stops_nothing(project, recipe, mode):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    failures = [line for line in lines if "not written" in line]
+    failures = [line for line in lines if line.startswith("checkpoint of step") and "not written" in line]
     assert len(failures) >= 3
     assert all("No space left on device" in line and "training goes on, next try" in line for line in failures)
     first = lines.index(failures[0])
     written = [line for line in lines[:first] if line.startswith("checkpoint of step ")]
     newest = int(written[-1].split()[3].rstrip(":"))
-    assert newest >= 5
+    assert len(written) >= 5
     assert lines.count(f"intact step-{newest:08}") >= 3
     last = max(i for i, line in enumerate(lines) if "not written" in line)
     if mode == "soon":  # it was tried again
         assert any(line.startswith("checkpoint of step ") and "MB" in line for line in lines[last:])
     else:
-        assert any("final weights not written" in line for line in lines)  # and once more when the checkpoints had gone
+        assert any("end of the log not written" in line or "final weights not written" in line for line in lines)
     assert "FINISHED " in lines
     (project / "copy").rename(run.path.with_name("after"))
     assert exact(RunFolder(project / "runs", "after")) == straight
