@@ -287,10 +287,13 @@ def test_two_launches_of_the_same_run_train_it_once(project):
     longer(project, 800)
     first = launch(project, "train", EXPERIMENT, "control")
     until_training(project)
+    first.send_signal(signal.SIGSTOP)  # however long the second takes to start
     second = launch(project, "train", EXPERIMENT, "control")
-    (_, _), (out, errors) = first.communicate(timeout=200), second.communicate(timeout=200)
+    said = next(line for line in second.stderr if "is being trained by process" in line)
+    assert f"is being trained by process {first.pid}; waiting until that is over" in said
+    first.send_signal(signal.SIGCONT)
+    (_, _), (out, _) = first.communicate(timeout=200), second.communicate(timeout=200)
     assert (first.returncode, second.returncode) == (0, 0)
-    assert f"is being trained by process {first.pid}; waiting until that is over" in errors
     assert "control seed 0: FINISHED" in out
     (status,) = run_folders(project).values()
     assert status["environment"]["pid"] == str(first.pid)
