@@ -28,8 +28,8 @@ STOPPING = "stopping: the step in hand is finished and saved; once more to stop 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = _parser().parse_args(arguments)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    options.stop = StopRequest(says=STOPPING if first and options.verb is _train else "")
+    options.first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    options.stop = StopRequest(says=STOPPING if options.first and options.verb is _train else "")
     options.stop.install(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         return int(options.verb(options))
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stopped:
-        if first:
+        if options.first:
             print("stopped; the same command goes on with what is not done", file=sys.stderr)
         return 128 + getattr(stopped, "signum", signal.SIGINT)
 
@@ -200,7 +200,7 @@ def _train(options: argparse.Namespace) -> int:
     run = runs[options.arm][options.index]
     slots = _slots(options, plan)
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
-    first = os.environ.get("RANK", "0") == "0"
+    first = options.first
     title = f"{run.arm} seed {run.seed}"
     folder = RunFolder(RUNS, run.key, echo=lambda text: print(f"{title}: {text}", flush=True))
     folder.on_row = _progress(title, run.recipe.train.num_steps)

@@ -129,6 +129,8 @@ def _close(model: LlamaForCausalLM, corpus: Corpus, run: RunFolder) -> None:
             time.sleep(wait_s)
     kept = keep_final(model, corpus, run)
     run.end("FINISHED")
+    if run.status.state != "FINISHED":  # there was no room to say so: the same command goes on from a checkpoint
+        return
     run.clear_checkpoints()
     if not kept:
         keep_final(model, corpus, run)

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from llama_variants import build_model
 from runners.checkpoint import FILES, CheckpointError, Checkpoints, model_tensors
 from runners.data.config import file_sha256
+from runners.execute import Options, execute
 from runners.experiment import load_base
 from runners.optim import build_optimizer
 from runners.recipe import Recipe
+from runners.stop import StopRequest
 from runners.store import RunFolder
 from tests.conftest import ROOT
 from tests.runners.children import Plan, finish, new_run
@@ -362,3 +364,24 @@ def test_a_run_in_hand_is_not_forgotten(two):
     assert run.forget()
     assert run.status.state == "NEW"
     assert sorted(path.name for path in run.path.iterdir() if "checkpoints" in path.name) == []
+
+
+def test_a_run_whose_end_cannot_be_recorded_keeps_its_checkpoints(project, recipe, monkeypatch):
+    """Else the next command would train it anew."""
+    run = new_run(project, recipe)
+    write = RunFolder._write
+
+    def full(self, status):
+        if status.state == "FINISHED":
+            raise OSError(28, "No space left on device")
+        write(self, status)
+
+    monkeypatch.chdir(project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "_write", full)
+        execute(run, Path("cache"), "cpu", Options(save_every_s=0), StopRequest())
+    assert run.status.state == "RUNNING"
+    assert list(run.checkpoints.glob("step-*"))
+    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    assert run.status.state == "FINISHED"
+    assert any(line.startswith("going on after step") for line in run.events()[0])
