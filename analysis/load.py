@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Metric, Run
 
-RUN_COLUMNS = ("mlflow_run_id", "run_key", "arm", "role", "seed", "status", "stratum", "invalid")
+RUN_COLUMNS = (
+    *("mlflow_run_id", "run_key", "arm", "role", "seed", "status", "stratum", "data", "started", "ended", "invalid"),
+)
 CURVE_COLUMNS = ("run_key", "arm", "seed", "metric", "step", "tokens", "value")
 FINAL_METRICS = tuple(key for key in schema.METRICS if key.startswith("final/"))
 
@@ -48,8 +50,9 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     the newest attempt counts, whatever became of it.
 
     Returns:
-        A frame with ``RUN_COLUMNS`` (``invalid`` is why a validity gate failed, or None) and one float column for
-        each ``final/...`` metric under its own key, in the units of :data:`analysis.schema.METRICS`, NaN where absent.
+        A frame with ``RUN_COLUMNS`` and one float column for each ``final/...`` metric under its own key, in the units
+        of :data:`analysis.schema.METRICS`, NaN where absent. ``data`` is the fingerprint of the tokens ("" where not
+        recorded), ``started`` and ``ended`` are UTC (NaT while it runs), ``invalid`` is why a gate failed, or None.
 
     Raises:
         LookupError: when the store or the experiment is absent.
@@ -68,8 +71,9 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     found = {key for record in records for key in record if key.startswith("final/")}
     metrics = [*FINAL_METRICS, *sorted(found.difference(FINAL_METRICS))]
     frame = pd.DataFrame(records, columns=[*RUN_COLUMNS, *metrics], dtype=object)  # keeps None in `invalid`
-    text = dict.fromkeys(("mlflow_run_id", "run_key", "arm", "role", "status", "stratum"), str)
-    return frame.astype({**text, "seed": int, **dict.fromkeys(metrics, float)})
+    text = dict.fromkeys(("mlflow_run_id", "run_key", "arm", "role", "status", "stratum", "data"), str)
+    times = dict.fromkeys(("started", "ended"), "datetime64[ns, UTC]")
+    return frame.astype({**text, **times, "seed": int, **dict.fromkeys(metrics, float)})
 
 
 def load_curves(
@@ -166,6 +170,9 @@ def _record(run: Run, role: schema.Role) -> dict[str, Any]:
         "seed": int(tags[schema.TAG_SEED]),
         "status": run.info.status,
         "stratum": tags[schema.TAG_STRATUM],
+        "data": run.data.params.get(schema.PARAM_DATA, ""),
+        "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+        "ended": pd.Timestamp(run.info.end_time, unit="ms", tz="UTC") if run.info.end_time else pd.NaT,
         "invalid": tags.get(schema.TAG_INVALID),
         **{key: _value(value) for key, value in run.data.metrics.items() if key.startswith("final/")},
     }

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Role = Literal["control", "check", "variant"]
+Role = Literal["control", "check", "variant", "budget"]
 """control: the base itself. check: a control row that shows whether the harness works (the control against
-itself, a known-bad variant). variant: what the experiment asks about; these form the family of comparisons."""
+itself, a known-bad variant). variant: what the experiment asks about; these form the family of comparisons.
+budget: the control trained on fewer or more tokens, which says what a difference in loss is worth in data."""
 
 Expectation = Literal["same", "worse", "better"]
 
@@ -62,7 +63,11 @@ TAG_STRATUM = "ablation.stratum"  # device, precision, threads, torch …: what 
 TAG_ATTEMPT = "ablation.attempt"  # one log that only grows: a run stopped and gone on with is the same attempt
 TAG_INVALID = "ablation.invalid"  # why a validity gate failed; absent on a valid run
 TAG_REASON = "ablation.reason"  # why a run failed or was stopped; absent on a valid run
+PARAM_DATA = "data.fingerprint"  # a run parameter: digest of the very tokens that it was trained and judged on
 RUN_TAGS = (TAG_RUN_KEY, TAG_ARM, TAG_ROLE, TAG_SEED, TAG_STRATUM)
+
+# A run that holds a report; not a run of an arm.
+TAG_REPORT = "ablation.report"
 
 # Experiment tags: the design, and one tag per arm (a tag holds at most 5,000 characters).
 TAG_DESIGN = "ablation.design"
@@ -89,6 +94,7 @@ class Arm:
     diff: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # path -> (control's value, arm's value)
     expect: Expectation | None = None
     solved: tuple[str, ...] = ()  # paths in `diff` that a matching mode solved for
+    tokens: int | None = None  # training tokens of each run of a budget; None: those of the design
 
 
 @dataclass(frozen=True)
@@ -108,16 +114,27 @@ class Design:
     sigma_prior: float | None = None  # seed sd of the metric as earlier measured on this base
     sigma_source: str = ""
     source: str = ""
+    confirms: bool = False  # the second stage: fresh seeds for what the first one showed
 
     @property
     def experiment(self) -> str:
-        """Name of the experiment in the tracking store: the same question on another base is another one."""
-        return f"{self.name}-{self.base}"
+        """Name of the experiment in the tracking store: another base or stage of the same question is another one."""
+        return f"{self.name}{'-confirm' if self.confirms else ''}-{self.base}"
 
     @property
     def control(self) -> Arm:
         """The arm that every other is compared with."""
         return self.arms[0]
+
+    @property
+    def compared(self) -> tuple[Arm, ...]:
+        """The control and the arms that are judged against it."""
+        return tuple(arm for arm in self.arms if arm.role != "budget")
+
+    @property
+    def budgets(self) -> tuple[Arm, ...]:
+        """The control on fewer or more tokens."""
+        return tuple(arm for arm in self.arms if arm.role == "budget")
 
     def to_tags(self) -> dict[str, str]:
         """Experiment tags from which :meth:`from_tags` restores the design."""

@@ -140,7 +140,7 @@ class Mirror:
         params = {
             **flatten(run.recipe.resolved()["model"], ("model",)),
             **flatten(run.recipe.train.model_dump(mode="json"), ("train",)),
-            "data.fingerprint": status.data_fingerprint,
+            schema.PARAM_DATA: status.data_fingerprint,
             "num_params": run.recipe.num_params,
             "flops_per_token": run.recipe.flops_per_token,
         }

@@ -40,11 +40,14 @@ def frame(values: Mapping[str, Sequence[float]], plan: Design, seeds: Mapping[st
         for i, loss in enumerate(values.get(declared.name, ())):
             key = declared.run_keys[i]
             seed = seeds[declared.name][i] if declared.name in seeds else len(rows)
-            head = (f"id-{key}", key, declared.name, declared.role, seed, "FINISHED", "device=cpu threads=1", None)
-            rows.append(dict(zip(RUN_COLUMNS, head, strict=True)) | {"final/val_loss": loss})
+            head = (f"id-{key}", key, declared.name, declared.role, seed, "FINISHED", "device=cpu threads=1")
+            began = pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=i)
+            values_of = (*head, "d1", began, began + pd.Timedelta(minutes=1), None)
+            rows.append(dict(zip(RUN_COLUMNS, values_of, strict=True)) | {"final/val_loss": loss})
     runs = pd.DataFrame(rows, columns=[*RUN_COLUMNS, *FINAL_METRICS])
     runs["final/tokens_per_s"] = 1000.0 * np.exp(0.01 * (np.arange(len(runs)) % 3))
     runs["final/val_loss_se"] = 0.25
+    runs["final/peak_memory_bytes"] = 1e9
     return runs.astype(dict.fromkeys(FINAL_METRICS, float))
 
 
