@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -46,6 +47,11 @@ def tail(t: float, n_control: int, n_arms: Sequence[int], df: float = math.inf) 
 
 def critical_value(alpha: float, n_control: int, n_arms: Sequence[int], df: float = math.inf) -> float:
     """The ``t`` at which :func:`tail` is ``alpha``: half width of the simultaneous intervals, in standard errors."""
+    return _critical_value(alpha, n_control, tuple(n_arms), df)
+
+
+@lru_cache(maxsize=1024)
+def _critical_value(alpha: float, n_control: int, n_arms: tuple[int, ...], df: float) -> float:
     one = float(stats.t.isf(alpha / 2, df))
     bonferroni = float(stats.t.isf(alpha / 2 / len(n_arms), df))
     if len(n_arms) == 1:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Run
 
 RUN_COLUMNS = (
-    *("mlflow_run_id", "run_key", "arm", "role", "seed", "status", "stratum", "data", "started", "ended", "invalid"),
+    *("mlflow_run_id", "run_key", "arm", "role", "seed", "status", "stratum", "data", "reproducible"),
+    *("started", "ended", "invalid"),
 )
 CURVE_COLUMNS = ("run_key", "arm", "seed", "metric", "step", "tokens", "value")
 FINAL_METRICS = tuple(key for key in schema.METRICS if key.startswith("final/"))
@@ -52,7 +53,9 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     Returns:
         A frame with ``RUN_COLUMNS`` and one float column for each ``final/...`` metric under its own key, in the units
         of :data:`analysis.schema.METRICS`, NaN where absent. ``data`` is the fingerprint of the tokens ("" where not
-        recorded), ``started`` and ``ended`` are UTC (NaT while it runs), ``invalid`` is why a gate failed, or None.
+        recorded); ``reproducible`` says whether nothing but recipe, seed, data and stratum bears on the bits (so on a
+        CPU, and with deterministic kernels); ``started`` and ``ended`` are UTC, NaT while it runs; ``invalid`` is why a
+        validity gate failed, or None.
 
     Raises:
         LookupError: when the store or the experiment is absent.
@@ -73,7 +76,7 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     frame = pd.DataFrame(records, columns=[*RUN_COLUMNS, *metrics], dtype=object)  # keeps None in `invalid`
     text = dict.fromkeys(("mlflow_run_id", "run_key", "arm", "role", "status", "stratum", "data"), str)
     times = dict.fromkeys(("started", "ended"), "datetime64[ns, UTC]")
-    return frame.astype({**text, **times, "seed": int, **dict.fromkeys(metrics, float)})
+    return frame.astype({**text, **times, "seed": int, "reproducible": bool, **dict.fromkeys(metrics, float)})
 
 
 def load_curves(
@@ -171,6 +174,7 @@ def _record(run: Run, role: schema.Role) -> dict[str, Any]:
         "status": run.info.status,
         "stratum": tags[schema.TAG_STRATUM],
         "data": run.data.params.get(schema.PARAM_DATA, ""),
+        "reproducible": "device=cpu" in tags[schema.TAG_STRATUM] or tags.get(schema.TAG_DETERMINISTIC) == "true",
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
         "ended": pd.Timestamp(run.info.end_time, unit="ms", tz="UTC") if run.info.end_time else pd.NaT,
         "invalid": tags.get(schema.TAG_INVALID),

@@ -1,13 +1,81 @@
-"""How many seeds show which effect."""
+"""How many seeds show which effect, by the verdicts' own procedure."""
 
 from __future__ import annotations
 
-import bisect
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
-from scipy import optimize, stats
+import numpy as np
+from scipy import optimize, special, stats
 
 from analysis import dunnett
+from analysis.estimate import OWN_LEVEL, POOL_LEVEL, bartlett_p
+
+_DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
+
+
+def power(effect: float, sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float) -> float:
+    """The chance that the first arm's true difference ``effect`` from the control is called by its sign.
+
+    The whole procedure of :func:`analysis.estimate.family` counts: the check whether variances pool, Dunnett's test
+    with the arm's own scatter beside it, or Welch's. All seeds scatter alike and normally.
+
+    Args:
+        effect: size of the true difference; its sign does not matter.
+        sigma: seed standard deviation of the metric, in the same unit.
+        n_control: runs of the control.
+        n_arms: runs of each arm of the family, first of the one that is asked about.
+        alpha: chance of any false alarm in the family.
+
+    Raises:
+        ValueError: when a count is below 1, no arm has two runs, sigma is not positive, or alpha not between 0 and 1.
+    """
+    _check(sigma, n_control, n_arms, alpha)
+    return _unit_power(abs(effect) / sigma, n_control, tuple(n_arms), alpha)
+
+
+def detectable_effect(
+    sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float, power: float = 0.8
+) -> float:
+    """The smallest true difference of the first arm that is called better or worse with chance ``power``.
+
+    Arguments and errors as for :func:`power`; the result has sigma's unit.
+    """
+    _check(sigma, n_control, n_arms, alpha)
+    if not 0 < power < 1:
+        raise ValueError(f"power must lie between 0 and 1, not {power}")
+    return sigma * _unit_effect(n_control, tuple(n_arms), alpha, power)
+
+
+def seeds_needed(
+    effect: float,
+    sigma: float,
+    n_control: int,
+    *,
+    alpha: float,
+    num_variants: int,
+    power: float = 0.8,
+    most: int = 100,
+) -> int | None:
+    """The fewest runs of each of ``num_variants`` variants with which ``effect`` is detectable.
+
+    Two at least: a single run borrows the control's sigma, and cannot show whether it may.
+
+    Returns:
+        The number of runs, or ``None`` when not even ``most`` suffice: more runs of the control are then needed.
+    """
+
+    def seen(n: int) -> bool:
+        return detectable_effect(sigma, n_control, [n] * num_variants, alpha=alpha, power=power) <= effect
+
+    return next((n for n in range(2, most + 1) if seen(n)), None)
+
+
+def sigma_interval(sigma: float, df: float, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a standard deviation that was estimated as ``sigma`` on ``df`` degrees of freedom (chi-square)."""
+    tail = (1 - level) / 2
+    return sigma * math.sqrt(df / stats.chi2.isf(tail, df)), sigma * math.sqrt(df / stats.chi2.ppf(tail, df))
 
 
 def noncentrality(critical: float, df: float = math.inf, power: float = 0.8) -> float:
@@ -24,63 +92,53 @@ def noncentrality(critical: float, df: float = math.inf, power: float = 0.8) -> 
     return float(optimize.brentq(gap, 0.0, 4 * (critical + 6)))
 
 
-def detectable_effect(
-    sigma: float,
-    n_control: int,
-    n_variant: int,
-    *,
-    alpha: float,
-    num_variants: int,
-    power: float = 0.8,
-    df: float | None = None,
-) -> float:
-    """The smallest true difference from the control that the design calls better or worse with chance ``power``.
-
-    The level is that of the verdicts: two-sided ``alpha`` over the whole family by Dunnett's critical value, with
-    ``n_variant`` runs in each of its arms; then the noncentral t.
-
-    Args:
-        sigma: seed standard deviation of the metric; the result has its unit.
-        n_control: runs of the control.
-        n_variant: runs of each variant.
-        alpha: chance of any false alarm in the family.
-        num_variants: arms of the family.
-        power: chance of seeing the effect.
-        df: degrees of freedom with which the design estimates sigma; ``None`` takes sigma as known, which is
-            optimistic below some twenty degrees.
-
-    Raises:
-        ValueError: when a count is below 1, sigma is negative, or a probability is not between 0 and 1.
-    """
-    if min(n_control, n_variant, num_variants) < 1 or sigma < 0:
-        raise ValueError("n_control, n_variant and num_variants must be at least 1, and sigma at least 0")
-    if not (0 < alpha < 1 and 0 < power < 1):
-        raise ValueError(f"alpha and power must lie between 0 and 1, not {alpha} and {power}")
-    df = math.inf if df is None else df
-    critical = dunnett.critical_value(alpha, n_control, [n_variant] * num_variants, df)
-    return noncentrality(critical, df, power) * sigma * math.sqrt(1 / n_control + 1 / n_variant)
+def _check(sigma: float, n_control: int, n_arms: Sequence[int], alpha: float) -> None:
+    if not n_arms or min(n_control, *n_arms) < 1 or max(n_control, *n_arms) < 2 or not sigma > 0:
+        raise ValueError("every arm needs a run, one of them two, and sigma must be positive")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
 
 
-def seeds_needed(
-    effect: float,
-    sigma: float,
-    n_control: int,
-    *,
-    alpha: float,
-    num_variants: int,
-    power: float = 0.8,
-    df: float | None = None,
-    most: int = 100,
-) -> int | None:
-    """The fewest runs of each variant with which ``effect`` is detectable; arguments as :func:`detectable_effect`.
+def _unit_power(effect: float, n_control: int, n_arms: tuple[int, ...], alpha: float) -> float:
+    se = math.sqrt(1 / n_control + 1 / n_arms[0])
+    return float(special.ndtr((effect - _half_widths(n_control, n_arms, alpha)) / se).mean())
 
-    Returns:
-        The number of runs, or ``None`` when not even ``most`` suffice: more runs of the control are then needed.
-    """
 
-    def seen(n: int) -> float:
-        return -detectable_effect(sigma, n_control, n, alpha=alpha, num_variants=num_variants, power=power, df=df)
+@lru_cache(maxsize=4096)
+def _unit_effect(n_control: int, n_arms: tuple[int, ...], alpha: float, power: float) -> float:
+    """Detectable effect in units of sigma."""
+    most = 2.0
+    while _unit_power(most, n_control, n_arms, alpha) < power:
+        most *= 2
+    return float(optimize.brentq(lambda x: _unit_power(x, n_control, n_arms, alpha) - power, 0.0, most, xtol=1e-6))
 
-    counts = range(1, most + 1)
-    index = bisect.bisect_left(counts, -effect, key=seen)
-    return counts[index] if index < most else None
+
+@lru_cache(maxsize=256)
+def _half_widths(n_control: int, n_arms: tuple[int, ...], alpha: float) -> np.ndarray:
+    """Draws of the first arm's half width of the simultaneous interval, where sigma is 1. The mean is independent."""
+    sizes = np.array([n_control, *n_arms])
+    dfs = sizes - 1
+    generator = np.random.default_rng(0)  # the same draws for every question: answers are reproducible
+    variances = np.array([generator.chisquare(df, _DRAWS) / df if df else np.full(_DRAWS, np.nan) for df in dfs])
+    many = dfs > 0
+    df = int(dfs.sum())
+    pooled = (dfs[many, None] * variances[many]).sum(axis=0) / df
+    se = math.sqrt(1 / n_control + 1 / n_arms[0])
+    half = dunnett.critical_value(alpha, n_control, n_arms, df) * np.sqrt(pooled) * se
+    apart_se, apart_df = _apart(variances[0], variances[1], n_control, n_arms[0])
+    if min(n_control, n_arms[0]) > 1:
+        half = np.maximum(half, stats.t.isf(OWN_LEVEL * alpha / 2, apart_df) * apart_se)
+        apart_df = np.full(_DRAWS, min(n_control, n_arms[0]) - 1.0)
+    if many.sum() < 2 or np.isnan(apart_se).any():  # nothing to check, or no other way
+        return half
+    apart = stats.t.isf(alpha / 2 / len(n_arms), apart_df) * apart_se
+    return np.where(bartlett_p(variances[many], dfs[many]) < POOL_LEVEL, apart, half)
+
+
+def _apart(v0: np.ndarray, v1: np.ndarray, n0: int, n1: int) -> tuple[np.ndarray, np.ndarray]:
+    """Welch's standard error and degrees of freedom, as :func:`analysis.estimate.welch` has them."""
+    if min(n0, n1) == 1:
+        known = v1 if n0 == 1 else v0
+        return np.sqrt(known * (1 / n0 + 1 / n1)), np.full(len(v0), max(n0, n1) - 1.0)
+    a, b = v0 / n0, v1 / n1
+    return np.sqrt(a + b), (a + b) ** 2 / (a**2 / (n0 - 1) + b**2 / (n1 - 1))

@@ -62,6 +62,7 @@ TAG_SEED = "ablation.seed"
 TAG_STRATUM = "ablation.stratum"  # device, precision, threads, torch …: what shifts bits but is not a recipe
 TAG_ATTEMPT = "ablation.attempt"  # one log that only grows: a run stopped and gone on with is the same attempt
 TAG_INVALID = "ablation.invalid"  # why a validity gate failed; absent on a valid run
+TAG_DETERMINISTIC = "env.deterministic"  # "true": kernels that give equal bits were asked for
 TAG_REASON = "ablation.reason"  # why a run failed or was stopped; absent on a valid run
 PARAM_DATA = "data.fingerprint"  # a run parameter: digest of the very tokens that it was trained and judged on
 RUN_TAGS = (TAG_RUN_KEY, TAG_ARM, TAG_ROLE, TAG_SEED, TAG_STRATUM)
@@ -72,6 +73,7 @@ TAG_REPORT = "ablation.report"
 # Experiment tags: the design, and one tag per arm (a tag holds at most 5,000 characters).
 TAG_DESIGN = "ablation.design"
 TAG_ARM_PREFIX = "ablation.arm."
+TAG_LOOKED = "ablation.looked"  # JSON: `Design.looked`
 
 
 def tracking_uri() -> str:
@@ -114,6 +116,7 @@ class Design:
     sigma_prior: float | None = None  # seed sd of the metric as earlier measured on this base
     sigma_source: str = ""
     source: str = ""
+    looked: Mapping[str, int] = field(default_factory=dict)  # first run key of an arm -> its runs at the first verdict
     confirms: bool = False  # the second stage: fresh seeds for what the first one showed
 
     @property
@@ -137,8 +140,8 @@ class Design:
         return tuple(arm for arm in self.arms if arm.role == "budget")
 
     def to_tags(self) -> dict[str, str]:
-        """Experiment tags from which :meth:`from_tags` restores the design."""
-        head = {key: value for key, value in asdict(self).items() if key != "arms"}
+        """Experiment tags from which :meth:`from_tags` restores the design; what was looked at has a tag of its own."""
+        head = {key: value for key, value in asdict(self).items() if key not in ("arms", "looked")}
         head["arms"] = [arm.name for arm in self.arms]
         tags = {TAG_DESIGN: json.dumps(head)}
         tags |= {TAG_ARM_PREFIX + arm.name: json.dumps(asdict(arm)) for arm in self.arms}
@@ -155,4 +158,4 @@ class Design:
             record["solved"] = tuple(record["solved"])
             record["diff"] = {path: tuple(pair) for path, pair in record["diff"].items()}
             arms.append(Arm(**record))
-        return cls(arms=tuple(arms), **head)
+        return cls(arms=tuple(arms), looked=json.loads(tags.get(TAG_LOOKED, "{}")), **head)

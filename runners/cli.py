@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,17 @@ def _parser() -> argparse.ArgumentParser:
         text = "begin again what is not done, and carry out again what was made on another device, torch or code"
         sub.add_argument("--fresh", action="store_true", help=text)
 
+    def gated(sub: argparse.ArgumentParser) -> None:
+        text = "exit with 1 unless the verdict is one of these, e.g. better:mqa or better,equivalent:mqa"
+        sub.add_argument("--gate", action="append", default=[], metavar="WORDS:VARIANT", help=text)
+
     plan = verb("plan", _plan, "show what an experiment would run, what it costs and what it could see")
     plan.add_argument("--json", action="store_true", help="print JSON")
     placed(plan)
     run = verb("run", _run, "carry out an experiment's unfinished runs, then report")
     placed(run)
     trains(run)
+    gated(run)
     train = verb("train", _train, "carry out one run in this process")
     train.add_argument("arm", help="its arm, e.g. control")
     train.add_argument("index", type=int, nargs="?", default=0, help="which of the arm's seeds, from 0")
@@ -81,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(jobs=None)
     report = verb("report", _report, "print the verdicts of what has run and write the report")
     report.add_argument("--json", action="store_true", help="print the table as JSON")
+    report.add_argument("--notebooks", action="store_true", help="also run the notebooks and export them as HTML")
+    gated(report)
+    power = verb("power", _power, "show which effect how many seeds of a variant can show")
+    power.add_argument("--effect", type=_nats, metavar="NATS", help="how many seeds it takes (default: the margin)")
+    power.add_argument("--json", action="store_true", help="print JSON")
+    calibrate = verb("calibrate", _calibrate, "show how often verdicts are right: simulated, and on finished runs")
+    calibrate.add_argument("--trials", type=_positive, default=2000, help="simulated experiments a case")
+    calibrate.add_argument("--json", action="store_true", help="print JSON")
     doctor = verbs.add_parser("doctor", help="show what a model is made of and what it costs")
     doctor.description = "Show what a model is made of, layer by layer, and what it costs."
     doctor.add_argument("--model", default="smollm2-135m", help="a base, its YAML, or a folder of saved weights")
@@ -118,6 +131,16 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _nats(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of an effect")
+    return value
+
+
 def _seeds(text: str) -> int:
     from runners.experiment import MAX_SEEDS
 
@@ -152,34 +175,41 @@ def _plan(options: argparse.Namespace) -> int:
     from runners.preview import preview
 
     plan = _load(options)
-    table, record = preview(plan, RUNS, _slots(options, plan))
-    print(json.dumps(record, indent=1) if options.json else table)
+    stages = [preview(stage, RUNS, _slots(options, plan)) for stage in plan.stages]
+    if options.json:
+        print(json.dumps(stages[0][1] | ({"confirm": stages[1][1]} if plan.confirm else {}), indent=1))
+    else:
+        print("\n\nthen, to confirm, on fresh seeds: ".join(table for table, _ in stages))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
     from runners.data import DataError
+    from runners.reporting import read_gates
     from runners.sweep import run_plan
 
     plan = _load(options)
+    gates = read_gates(options.gate, plan)
     console = Console(soft_wrap=True, markup=False)
     slots = _slots(options, plan)
+    failed = []
     try:
-        failed = run_plan(
-            plan,
-            root=RUNS,
-            cache=CACHE,
-            slots=slots,
-            options=_training(options),
-            stop=options.stop,
-            console=console,
-            fresh=options.fresh,
-        )
+        for stage in plan.stages:
+            failed += run_plan(
+                stage,
+                root=RUNS,
+                cache=CACHE,
+                slots=slots,
+                options=_training(options),
+                stop=options.stop,
+                console=console,
+                fresh=options.fresh,
+            )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _print_report(plan, False)
-    return 1 if failed else 0
+    met = _print_report(plan, options, gates)
+    return 1 if failed or not met else 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -243,13 +273,32 @@ def _progress(title: str, num_steps: int) -> Any:
 
 def _report(options: argparse.Namespace) -> int:
     from llama_variants.errors import Problem
+    from runners.reporting import read_gates
     from runners.store import RunFolder
 
     plan = _load(options)
+    gates = read_gates(options.gate, plan)
     if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
         allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
         raise ConfigError([Problem((), f"nothing to report: no run of {plan.name} on {plan.base}", allowed)])
-    _print_report(plan, options.json)
+    return 0 if _print_report(plan, options, gates) else 1
+
+
+def _power(options: argparse.Namespace) -> int:
+    from runners.preview import seeds_and_effects
+
+    text, record = seeds_and_effects(_load(options), RUNS, options.effect)
+    print(json.dumps(record, indent=1) if options.json else text)
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from runners.calibrate import calibrate
+
+    console = Console(soft_wrap=True, markup=False, highlight=False, stderr=options.json)
+    record = calibrate(_load(options), RUNS, REPORTS, options.trials, console)
+    if options.json:
+        print(json.dumps(record, indent=1))
     return 0
 
 
@@ -301,25 +350,26 @@ def _weights(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_report(plan: Any, as_json: bool) -> None:
-    """Mirror, judge, print and write; all from the tracking store, as a notebook would."""
-    from analysis import compare, load, report
-    from runners.tracking import Mirror
+def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, set[str]]) -> bool:
+    """Whether every gate is met."""
+    from runners.reporting import report
 
-    mirror = Mirror(plan, RUNS)
-    for run in plan.runs():
-        mirror.sync(run)
-    design = load.load_design(plan.design().experiment)
-    runs = load.load_runs(design)
-    table = compare.compare(runs, design)
-    files = report.write(design, runs, load.load_curves(runs), REPORTS / design.experiment)
-    mirror.describe(report.markdown(table, design))
-    if as_json:
-        print(files["table"].read_text())
-        return
-    print()
-    print(report.table_text(table, design))
-    print()
-    for name, file in files.items():
-        print(f"{name + ':':<8} {file}")
-    print("compare the runs in the MLflow UI: make ui")
+    reported = report(plan, RUNS, REPORTS, _reproduce(options), notebooks=getattr(options, "notebooks", False))
+    if getattr(options, "json", False):
+        print(reported.files["table"].read_text())
+    else:
+        print(f"\n{reported.text}\n")
+        for name, file in reported.files.items():
+            print(f"{name + ':':<11} {file}")
+        print("compare the runs in the MLflow UI: make ui")
+    missed = reported.missed(gates)
+    for line in missed:
+        print(line, file=sys.stderr)
+    return not missed
+
+
+def _reproduce(options: argparse.Namespace) -> str:
+    """The command that makes the same runs."""
+    words = [f"make ablation EXP={options.experiment}"]
+    words += [f"{name}={value}" for name, value in (("BASE", options.base), ("SEEDS", options.seeds)) if value]
+    return " ".join(words)

@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Strict
 
 from analysis import schema
+from analysis.samples import MIN_PAIRS
 from analysis.schema import Expectation, Role
-from llama_variants import ConfigError, ModelConfig
-from llama_variants.config import flatten, read
+from llama_variants import ConfigError
+from llama_variants.config import read
 from llama_variants.errors import Problem, StrictModel, check, one_of
-from llama_variants.registry import LAYERED
-from llama_variants.summary import ranges
 from runners import strict_yaml
 from runners.data import DataConfig
+from runners.matching import difference, match_params
 from runners.plugins import Plugins, import_plugins, try_out
 from runners.recipe import EvalConfig, Recipe, TrainConfig, run_key
 
@@ -31,6 +31,7 @@ MLP_WIDTH = {"intermediate_size", "expansion"}  # the ways to write what `match:
 MAX_SEEDS = 200  # of an arm; their run keys go into one tag of the tracking store
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Count = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
+Factor = Annotated[float, Field(ge=1 / 16, le=16)]  # of the base's training tokens
 Mode = Literal["tokens", "params"]
 
 
@@ -53,6 +54,7 @@ class Decide(StrictModel):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     margin: PositiveFloat  # in the metric's unit: smaller differences count as none
     sigma: PositiveFloat | None = None  # seed sd of the metric on this base, for planning before runs exist
+    sigma_range: Annotated[tuple[PositiveFloat, PositiveFloat] | None, Strict(False)] = None  # where it may lie
     sigma_source: str = ""
 
 
@@ -62,6 +64,7 @@ class Seeds(StrictModel):
     control: Count | None = None
     check: Count | None = None
     variant: Count | None = None
+    budget: Count | None = None
 
 
 class Delta(StrictModel):
@@ -78,6 +81,13 @@ class CheckDelta(Delta):
     expect: Expectation
 
 
+class Confirm(StrictModel):
+    """A second stage on fresh seeds, for what the first one showed; the two are never pooled."""
+
+    variants: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
+    seeds: Seeds = Seeds()
+
+
 class BaseFile(StrictModel):
     """A file of experiments/base/."""
 
@@ -89,6 +99,7 @@ class BaseFile(StrictModel):
     decide: Decide
     seeds: Seeds
     checks: dict[Name, CheckDelta] = {}
+    budgets: Annotated[tuple[Factor, ...], Strict(False)] = ()
     plugins: Plugins = ()
 
 
@@ -103,6 +114,9 @@ class ExperimentFile(StrictModel):
     match: Annotated[tuple[Mode, ...], Strict(False), Field(min_length=1), AfterValidator(_each_once)] = ("tokens",)
     variants: dict[Name, Delta] = {}
     expect: dict[str, Expectation] = {}
+    paired: bool = False  # variants take the control's seeds, and are compared seed by seed
+    budgets: bool = False  # also train the control on the base's other numbers of tokens
+    confirm: Confirm | None = None
     plugins: Plugins = ()
     source: str = ""
 
@@ -140,8 +154,17 @@ class Plan:
     base: str
     source: str
     decide: Decide
-    arms: tuple[PlannedArm, ...]
+    arms: tuple[PlannedArm, ...]  # that it runs
     screen: bool
+    paired: bool = False
+    budgets: tuple[PlannedArm, ...] = ()  # of the base, which another experiment runs
+    confirm: Plan | None = None  # the second stage
+    confirms: bool = False  # it is one
+
+    @property
+    def stages(self) -> tuple[Plan, ...]:
+        """This plan, and the one that confirms it where there is one."""
+        return (self, self.confirm) if self.confirm else (self,)
 
     def runs(self) -> list[PlannedRun]:
         """All runs, the arms spread evenly over the sequence, so that a drift of the machine hits all alike."""
@@ -149,6 +172,10 @@ class Plan:
             ((i + 0.5) / len(arm.runs), j, run) for j, arm in enumerate(self.arms) for i, run in enumerate(arm.runs)
         ]
         return [run for _, _, run in sorted(placed, key=lambda item: item[:2])]
+
+    def elsewhere(self) -> list[PlannedRun]:
+        """Runs of budgets, which count where another experiment on this base made them."""
+        return [run for arm in self.budgets for run in arm.runs]
 
     def design(self) -> schema.Design:
         """The declaration that the tracking store keeps and the analysis judges by."""
@@ -170,10 +197,13 @@ class Plan:
                     diff=arm.diff,
                     expect=arm.expect,
                     solved=arm.solved,
+                    tokens=arm.recipe.train.num_tokens if arm.role == "budget" else None,
                 )
-                for arm in self.arms
+                for arm in (*self.arms, *self.budgets)
             ),
+            paired=self.paired,
             screen=self.screen,
+            confirms=self.confirms,
             sigma_prior=self.decide.sigma,
             sigma_source=self.decide.sigma_source,
             source=self.source,
@@ -207,9 +237,9 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         raise _error(document, problems + broken)
     control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
     variants = document.data.get("variants") if isinstance(document.data, dict) else None
-    builder = _ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds)
-    arms = [builder.control(), *builder.checks()]
-    taken = {arm.name for arm in arms}
+    builder = _ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
+    arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
+    taken = {arm.name for arm in (*arms, *budgets)}
     match: tuple[Mode, ...] = head.match if head else ("tokens",)
     declared = head.variants if head else {}
     expect = head.expect if head else {}
@@ -227,10 +257,32 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     for name in expect:
         if name not in written:
             problems.append(Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written)))
+    problems += builder.pairing_problems(arms)
+    confirming = head.confirm if head else None
+    by_name = {arm.name: arm for arm in arms if arm.role == "variant"}
+    for name in confirming.variants if confirming else ():
+        if name not in by_name:
+            problems.append(Problem(("confirm", "variants"), f"unknown variant {name!r}", one_of(name, by_name)))
     if problems:
         raise _error(document, problems)
     assert head is not None
-    return Plan(head.name, head.question, base_file.name, head.source, base_file.decide, tuple(arms), builder.screen)
+    plan = Plan(
+        head.name,
+        head.question,
+        base_file.name,
+        head.source,
+        base_file.decide,
+        arms=(*arms, *(budgets if head.budgets else ())),
+        screen=builder.screen,
+        paired=head.paired,
+        budgets=() if head.budgets else tuple(budgets),
+    )
+    if confirming is None:
+        return plan
+    fresh = builder.fresh([arms[0], *(by_name[name] for name in dict.fromkeys(confirming.variants))], confirming.seeds)
+    if problems := builder.pairing_problems(fresh):
+        raise _error(document, [problem.under(("confirm",)) for problem in problems])
+    return replace(plan, confirm=replace(plan, arms=tuple(fresh), confirms=True))
 
 
 def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
@@ -257,6 +309,10 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
             problems += [problem.under(("checks", name)) for problem in found if problem not in problems]
             if name == CONTROL:
                 problems.append(Problem(("checks", name), f"the name {name!r}", "any name but that of the control"))
+        for place, factor in enumerate(head.budgets):
+            if factor == 1 or factor in head.budgets[:place]:
+                problems.append(Problem(("budgets",), f"{factor:g}", "each number of tokens once, and other than 1"))
+            problems += [problem.under(("budgets",)) for problem in _budget(recipe, factor).train.problems()]
         if not problems:
             return head, recipe
     raise _error(document, problems)
@@ -304,18 +360,24 @@ def merge(base: Recipe, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
     return recipe, problems
 
 
+def _budget(base: Recipe, factor: float) -> Recipe:
+    """The base on ``factor`` times the tokens, with the same warm-up and the same share of decay."""
+    return replace(base, train=base.train.model_copy(update={"num_steps": round(factor * base.train.num_steps)}))
+
+
 class _ArmBuilder:
     """Makes the arms of one experiment over one base."""
 
-    def __init__(self, recipe: Recipe, base: BaseFile, declared: Seeds, override: int | None) -> None:
+    def __init__(self, recipe: Recipe, base: BaseFile, declared: Seeds, override: int | None, paired: bool) -> None:
         self.recipe = recipe
         self.base = base
         self.override = override
+        self.paired = paired
         self.declared = declared
         written = [declared, base.seeds]
         self.count = {
             role: next((n for seeds in written if (n := getattr(seeds, role))), 1)
-            for role in ("control", "check", "variant")
+            for role in ("control", "check", "variant", "budget")
         }
         self.screen = (override or max(self.count["control"], self.count["variant"])) == 1
 
@@ -351,6 +413,29 @@ class _ArmBuilder:
         solved = ("model.mlp.intermediate_size",)
         return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, delta.seeds), []
 
+    def budgets(self) -> Iterator[PlannedArm]:
+        for factor in self.base.budgets:
+            yield self._arm(f"tokens_{factor:g}x", "budget", _budget(self.recipe, factor), None, ())
+
+    def fresh(self, arms: list[PlannedArm], declared: Seeds) -> list[PlannedArm]:
+        """The arms again, with seeds that come after their own."""
+        made = []
+        for arm in arms:
+            role: Literal["control", "variant"] = "control" if arm.role == "control" else "variant"
+            after = len(arms[0].runs if self.paired else arm.runs)
+            count = getattr(declared, role) or len(arm.runs)
+            made.append(self._arm(arm.name, role, arm.recipe, arm.expect, arm.solved, count, after))
+        return made
+
+    def pairing_problems(self, arms: list[PlannedArm]) -> list[Problem]:
+        """What keeps the variants from being compared with the control seed by seed."""
+        if not self.paired or self.screen:
+            return []
+        most = len(arms[0].runs)
+        wrong = sorted({n for arm in arms if arm.role == "variant" and not MIN_PAIRS <= (n := len(arm.runs)) <= most})
+        allowed = f"{MIN_PAIRS} or more seeds of a variant, and no more than the control's {most}"
+        return [Problem(("paired",), f"variants with {', '.join(map(str, wrong))}", allowed)] if wrong else []
+
     def _arm(
         self,
         name: str,
@@ -359,10 +444,12 @@ class _ArmBuilder:
         expect: Expectation | None,
         solved: tuple[str, ...],
         declared: int | None = None,
+        after: int = 0,
     ) -> PlannedArm:
         count = self.override or declared or self.count[role]
         identity = recipe.identity()
-        seeds = [seed_of(name, index) for index in range(count)]
+        shared = self.paired and role == "variant"
+        seeds = [seed_of(CONTROL if shared else name, after + index) for index in range(count)]
         runs = tuple(PlannedRun(name, role, seed, run_key(identity, seed), recipe) for seed in seeds)
         return PlannedArm(name, role, recipe, runs, difference(self.recipe, recipe), expect, solved)
 
@@ -378,67 +465,11 @@ def _not_comparable(base: TrainConfig, other: TrainConfig) -> Iterator[Problem]:
 
 
 def seed_of(arm: str, index: int) -> int:
-    """Seed of an arm's run: 0, 1, … for the control; for any other arm 31 bits of a hash of its name and number.
+    """Seed of an arm's run: 0, 1, … for the control, and for the variants of a paired design.
 
-    So no variant shares a seed with the control, and adding a variant moves no other variant's seeds.
+    For any other arm 31 bits of a hash of its name and number: so no variant shares a seed with the control, and adding
+    a variant moves no other variant's seeds.
     """
     if arm == CONTROL:
         return index
     return int.from_bytes(hashlib.sha256(f"{arm}/{index}".encode()).digest()[:4], "big") >> 1
-
-
-def difference(control: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Every path whose value differs, with both values (None where a side has no such field).
-
-    Where either model's layers differ among themselves, layer is held against layer, and equal changes are one entry.
-    """
-    sides = [flatten({**recipe.resolved(), "model": _whole(recipe.model)}) for recipe in (control, other)]
-    pairs = _pairs(*sides)
-    if not (control.model.layers or other.model.layers):
-        return pairs
-    changed: dict[tuple[str, Any, Any], list[int]] = {}
-    num_layers = min(control.model.num_hidden_layers, other.model.num_hidden_layers)
-    for index in range(num_layers):
-        layers = [flatten(_layered(recipe.model.layer(index))) for recipe in (control, other)]
-        for path, (old, new) in _pairs(*layers).items():
-            changed.setdefault((path, old, new), []).append(index)
-    single = tuple(f"model.{family}." for family in LAYERED if family != "norm")  # the final norm is the model's own
-    pairs = {path: pair for path, pair in pairs.items() if not path.startswith(single)}
-    for (path, old, new), indices in changed.items():
-        where = "model" if len(indices) == num_layers else f"model.layers.{ranges(indices)}"
-        pairs[f"{where}.{path}"] = (old, new)
-    return pairs
-
-
-def _whole(model: ModelConfig) -> dict[str, Any]:
-    return {name: value for name, value in model.resolved().items() if name != "layers"}
-
-
-def _layered(layer: ModelConfig) -> dict[str, Any]:
-    return {family: getattr(layer, family).resolved(layer) for family in LAYERED}
-
-
-def _pairs(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    paths = [*left, *(path for path in right if path not in left)]
-    return {path: (left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)}
-
-
-def match_params(model: ModelConfig, num_params: int) -> ModelConfig | None:
-    """``model`` with the MLP width that brings it nearest to ``num_params``; None if no positive width does.
-
-    Widths are multiples of the MLP's own ``multiple_of``, or of 8, which matrix units want. Parameters are linear in
-    the width, so two points give the line.
-    """
-    step = getattr(model.mlp, "multiple_of", None) or 8
-
-    def at(width: int) -> ModelConfig:
-        return model.override({"mlp": {"intermediate_size": width}})
-
-    try:
-        first, second = at(step).num_params, at(2 * step).num_params
-    except ConfigError:  # a block without a width
-        return None
-    if first == second:  # no layer has the model's own MLP
-        return None
-    width = (round((num_params - first) / (second - first)) + 1) * step
-    return at(width) if width > 0 else None

@@ -8,15 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from analysis.power import detectable_effect
+from analysis.estimate import Noise
+from analysis.power import detectable_effect, seeds_needed, sigma_interval
+from llama_variants.errors import ConfigError, Problem
 from runners.experiment import Plan, PlannedArm
 from runners.health import recipe_faults
 from runners.store import RunFolder
 from runners.sweep import Slots, unfinished
 
+MIN_DF = 8  # of a measured seed sd; with fewer it is off by more than half in one case of twenty
 MODEL_EFFICIENCY = 0.5  # of the probe's matrix-product rate that a training step reaches; coarse, and said to be
 
 
@@ -29,13 +33,11 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
     sigma, sigma_source = _sigma(plan, root)
     variants = [arm for arm in plan.arms if arm.role == "variant"]
     effect = None
-    df = sum(len(arm.runs) - 1 for arm in (control, *variants))  # with which the verdicts will estimate sigma
-    if sigma is not None and variants and df and not plan.screen:
+    if sigma is not None and variants and not plan.screen:
+        sizes = [len(arm.runs) for arm in variants]
         effect = max(
-            detectable_effect(
-                sigma, len(control.runs), len(arm.runs), alpha=plan.decide.alpha, num_variants=len(variants), df=df
-            )
-            for arm in variants
+            detectable_effect(sigma, len(control.runs), (n, *sizes[:i], *sizes[i + 1 :]), alpha=plan.decide.alpha)
+            for i, n in enumerate(sizes)
         )
     faults: dict[str, list[str]] = {}  # what would make runs invalid, and whose
     for arm in plan.arms:
@@ -115,15 +117,75 @@ def _matmul_flops_per_s(slots: Slots) -> float:
 
 def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:
     """Seed sd of the metric: as the base states it, or that of three or more finished control runs where larger."""
-    values = []
-    for run in plan.arms[0].runs:
-        folder = RunFolder(root, run.key)
-        if folder.status.state == "FINISHED":
-            values.append(folder.rows()[0][-1]["metrics"][plan.decide.metric])
+    values = _losses(plan, plan.arms[0], root)
     stated = plan.decide.sigma
     if len(values) >= 3 and (stated is None or statistics.stdev(values) > stated):  # a few runs promise nothing better
         return statistics.stdev(values), f"{len(values)} control runs on this machine"
     return stated, plan.decide.sigma_source
+
+
+def _losses(plan: Plan, arm: PlannedArm, root: Path) -> list[float]:
+    folders = [RunFolder(root, run.key) for run in arm.runs]
+    return [f.rows()[0][-1]["metrics"][plan.decide.metric] for f in folders if f.status.state == "FINISHED"]
+
+
+def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> tuple[str, dict[str, Any]]:
+    """Which true effect how many seeds of a variant show, and how many seeds ``effect`` takes (None: the margin).
+
+    By the spread of this plan's finished runs, where they have 8 degrees of freedom; else by what the base states.
+
+    Raises:
+        ConfigError: when neither is known.
+    """
+    samples = {arm.name: np.array(_losses(plan, arm, root)) for arm in plan.arms if arm.role in ("control", "variant")}
+    noise = Noise.of({name: values for name, values in samples.items() if len(values) > 1})
+    decide = plan.decide
+    if noise.df >= MIN_DF:
+        sigma, source = noise.sigma, f"measured on finished runs of this plan, {noise.df} degrees of freedom"
+        low, high = sigma_interval(sigma, noise.df)
+    elif decide.sigma is not None:
+        sigma, source = decide.sigma, f"stated by the base: {decide.sigma_source}"
+        low, high = decide.sigma_range or (sigma, sigma)
+    else:
+        allowed = "decide.sigma in the base, or finished runs"
+        raise ConfigError([Problem(("base",), f"{plan.base}, whose seed sd is not known", allowed)])
+    num_variants = max(1, sum(arm.role == "variant" for arm in plan.arms))
+    n_control = len(plan.arms[0].runs)
+    wanted = decide.margin if effect is None else effect
+    rows = [
+        {
+            "seeds": n,
+            **{
+                name: detectable_effect(s, n_control, [n] * num_variants, alpha=decide.alpha)
+                for name, s in (("effect", sigma), ("effect_low", low), ("effect_high", high))
+            },
+        }
+        for n in (2, 3, 4, 5, 6, 8, 12, 16)
+    ]
+    needed = seeds_needed(wanted, sigma, n_control, alpha=decide.alpha, num_variants=num_variants)
+    record = {
+        **{"name": plan.name, "base": plan.base, "metric": decide.metric, "alpha": decide.alpha, "power": 0.8},
+        **{"n_control": n_control, "num_variants": num_variants},
+        **{"sigma": sigma, "sigma_low": low, "sigma_high": high, "sigma_source": source},
+        **{"rows": rows, "effect": wanted, "seeds_needed": needed},
+    }
+    known = low < high
+    variants = f"{num_variants} variant{'s' if num_variants > 1 else ''}"
+    lines = [
+        f"{plan.name} · {plan.base} · {decide.metric} · {n_control} control seeds, {variants}",
+        f"seed sd {sigma:.4f}{f', {low:.4f} to {high:.4f}' if known else ''} ({source})",
+        "",
+        f"seeds of each variant   smallest effect seen 4 times in 5{'   at the ends of that range' if known else ''}",
+        *(
+            f"{row['seeds']:>21}   {row['effect']:>33.4f}"
+            + (f"   {row['effect_low']:.4f} to {row['effect_high']:.4f}" if known else "")
+            for row in rows
+        ),
+        "",
+        f"an effect of {wanted:g} nats{' (the margin)' if effect is None else ''} takes "
+        + (f"{needed} seeds of each variant" if needed else f"more than {n_control} control seeds"),
+    ]
+    return "\n".join(lines), record
 
 
 def _text(plan: Plan, record: dict[str, Any]) -> str:
@@ -175,6 +237,8 @@ def _power_lines(plan: Plan, record: dict[str, Any]) -> list[str]:
     if plan.screen:
         return ["one seed an arm: this screens, and gives numbers but no verdict"]
     effect, margin = record["smallest_detectable_effect"], record["margin"]
+    if not any(arm.role == "variant" for arm in plan.arms):
+        return []
     if effect is None:
         return ["smallest detectable effect not known: the base states no seed sd, and no control runs are done"]
     lines = [

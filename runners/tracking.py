@@ -6,6 +6,7 @@ is mirrored into each of them.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -43,7 +44,7 @@ class Mirror:
         design = self.plan.design()
         found = self.client.get_experiment_by_name(design.experiment)
         if found is None:
-            experiment_id = self.client.create_experiment(design.experiment)
+            experiment_id = self.client.create_experiment(design.experiment, artifact_location=_artifacts(self.uri))
             tags: Mapping[str, str] = {}
         else:
             experiment_id, tags = found.experiment_id, found.tags
@@ -147,9 +148,31 @@ class Mirror:
         self.client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return str(created.info.run_id)
 
-    def describe(self, markdown: str) -> None:
-        """Show ``markdown`` (the verdict table) as the experiment's description in the UI."""
-        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", markdown[:5000])
+    def publish(self, markdown: str, files: Iterable[Path]) -> None:
+        """Show ``markdown`` (the verdict table) as the experiment's description in the UI, and keep the report's files.
+
+        They are the artifacts of one run of the experiment, which has the same description and is no run of an arm.
+        """
+        note = {"mlflow.note.content": markdown[:5000]}
+        with _alone(self.uri):
+            query = f"tags.`{schema.TAG_REPORT}` = 'verdicts'"
+            found = self.client.search_runs([self.experiment_id], query, max_results=1)
+            tags = {"mlflow.runName": "report", schema.TAG_REPORT: "verdicts"}
+            run = found[0] if found else self.client.create_run(self.experiment_id, tags=tags)
+        for key, value in note.items():
+            self.client.set_experiment_tag(self.experiment_id, key, value)
+            self.client.set_tag(run.info.run_id, key, value)
+        for file in files:
+            self.client.log_artifact(run.info.run_id, str(file))
+        self.client.set_terminated(run.info.run_id)
+
+    def look(self, arms: Iterable[schema.Arm]) -> None:
+        """Record that verdicts on these arms are about to be shown; how many runs they had then stays for good."""
+        tags = self.client.get_experiment(self.experiment_id).tags
+        seen = json.loads(tags.get(schema.TAG_LOOKED, "{}"))
+        now = {arm.run_keys[0]: len(arm.run_keys) for arm in arms} | seen
+        if now != seen:
+            self.client.set_experiment_tag(self.experiment_id, schema.TAG_LOOKED, json.dumps(now))
 
 
 def connect(uri: str) -> MlflowClient:
@@ -162,6 +185,17 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _artifacts(uri: str) -> str | None:
+    """Where a local store's files go: beside the database. A server has its own place, and so has whoever names one.
+
+    Not MLflow's ./mlruns, which would have it take that folder for the store where none is named.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    database = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+    return (database.parent / "mlartifacts").as_uri()
 
 
 def _alone(uri: str) -> AbstractContextManager[Any]:

@@ -55,19 +55,47 @@ def test_several_variants_are_dunnetts_test():
     assert rows["pool_p"].iloc[0] == pytest.approx(stats.bartlett(CONTROL, *values.values()).pvalue)
 
 
-def test_unequal_spreads_get_welch_with_holm_and_bonferroni():
+def test_unequal_spreads_get_welchs_statistics_on_the_degrees_of_the_smaller_side():
     values = {"quiet": around(10.9, 0.001), "loud": around(14.0, 3.0)}
     table = judge(values, design(arm("quiet", 3), arm("loud", 3)))
-    tests = {name: stats.ttest_ind(x, CONTROL, equal_var=False) for name, x in values.items()}
     quiet, loud = table.loc["quiet"], table.loc["loud"]
     assert not quiet["pooled"]
     assert "variances differ" in quiet["flags"]
     assert quiet["pool_p"] < 0.1
-    assert (quiet["p"], loud["p"]) == pytest.approx((tests["quiet"].pvalue, tests["loud"].pvalue))
+    for name, row in (("quiet", quiet), ("loud", loud)):
+        t = stats.ttest_ind(values[name], CONTROL, equal_var=False).statistic
+        assert row["df"] == 2
+        assert row["p"] == pytest.approx(2 * stats.t.sf(abs(t), 2))
+        half = stats.t.isf(0.025 / 2, 2) * abs(row["delta"] / t)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((row["delta"] - half, row["delta"] + half))
     assert (quiet["p_adj"], loud["p_adj"]) == pytest.approx((2 * quiet["p"], max(2 * quiet["p"], loud["p"])))
-    interval = tests["loud"].confidence_interval(0.975)
-    assert (loud["ci_low"], loud["ci_high"]) == pytest.approx((interval.low, interval.high))
     assert table.loc["control", "sigma"] == pytest.approx(np.std(CONTROL, ddof=1))
+
+
+def test_a_pooled_interval_is_no_narrower_than_the_arms_own_scatter_allows():
+    control, variant = [10.0, 10.1, 10.2, 10.3, 10.4, 10.1, 10.2, 10.3], [10.3, 10.6, 10.9]
+    plan = design(arm("a", 3), control=8, margin=0.1)
+    row = compare(frame({"control": control, "a": variant}, plan), plan).set_index("arm").loc["a"]
+    pooled = stats.ttest_ind(variant, control)
+    own = stats.ttest_ind(variant, control, equal_var=False)
+    assert row["pooled"]
+    assert pooled.confidence_interval(0.95).low > 0  # by pooling alone it would be worse
+    interval = own.confidence_interval(1 - 1.4 * 0.05)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((interval.low, interval.high))
+    assert row["p_adj"] == pytest.approx(own.pvalue / 1.4)
+    assert row["p"] == pytest.approx(pooled.pvalue)
+    assert row["verdict"] == "undecided"
+    assert "scatter of these runs themselves" in row["flags"]
+    tost = own.confidence_interval(1 - 2 * 1.4 * 0.05)
+    assert (row["tost_low"], row["tost_high"]) == pytest.approx((tost.low, tost.high))
+
+
+@given(st.lists(st.floats(9, 11), min_size=2, max_size=5, unique=True), st.floats(0, 1.2))
+def test_the_adjusted_p_and_the_interval_say_the_same(values, shift):
+    values = [round(x + shift, 3) for x in values]
+    row = judge({"a": values, "b": around(10.2)}, design(arm("a", len(values)), arm("b", 3))).loc["a"]
+    if row["pooled"] and abs(row["p_adj"] - 0.05) > 1e-6:
+        assert (row["p_adj"] < 0.05) == (row["ci_low"] > 0 or row["ci_high"] < 0)
 
 
 def test_holms_p_never_falls_with_rank():
@@ -99,9 +127,10 @@ def test_checks_stand_outside_the_family():
 def test_mde_is_the_effect_of_the_power_module():
     from analysis.power import detectable_effect
 
-    row = judge({"a": LIKE, "b": around(10.0)}, design(arm("a", 3), arm("b", 3))).loc["a"]
-    expected = detectable_effect(row["sigma"], 4, 3, alpha=0.05, num_variants=2, df=row["df"])
-    assert row["mde"] == pytest.approx(expected)
+    table = judge({"a": LIKE, "b": around(10.0, n=4)}, design(arm("a", 3), arm("b", 4)))
+    for name, sizes in (("a", (3, 4)), ("b", (4, 3))):
+        row = table.loc[name]
+        assert row["mde"] == pytest.approx(detectable_effect(row["sigma"], 4, sizes, alpha=0.05))
 
 
 def test_throughput_is_a_ratio_with_its_interval():
@@ -332,9 +361,40 @@ def test_paired_needs_enough_shared_seeds(n, seeds, why):
     assert why in row["why"]
 
 
-def test_shared_seeds_in_an_unpaired_design_are_flagged():
-    row = judge({"a": LIKE}, design(arm("a", 3)), seeds={"a": [3, 8, 9]}).loc["a"]
-    assert "shares seed 3 with the control" in row["flags"]
+def test_shared_seeds_in_an_unpaired_design_decide_nothing():
+    row = judge({"a": around(20)}, design(arm("a", 3)), seeds={"a": [3, 8, 9]}).loc["a"]
+    assert row["verdict"] == "undecided"
+    assert "shares seed 3 with the control" in row["why"]
+
+
+def test_runs_on_other_data_are_invalid():
+    plan = design(arm("a", 3), arm("b", 3))
+    runs = frame({"control": CONTROL, "a": around(20), "b": around(20)}, plan)
+    table = compare(change(runs, "a-1", data="d2"), plan).set_index("arm")
+    assert table.loc["a", "verdict"] == "invalid"
+    assert "runs on different data: d1 (control seeds 0, 1, 2, 3, a seeds 4, 6), d2 (a seed 5)" in table.loc["a", "why"]
+    assert table.loc["b", "verdict"] == "worse"
+
+
+@pytest.mark.parametrize(
+    ("hours", "reproducible", "verdict"), [(13, False, "undecided"), (11, False, "worse"), (13, True, "worse")]
+)
+def test_drift_between_batches_is_not_taken_for_an_effect(hours, reproducible, verdict):
+    plan = design(arm("a", 3))
+    runs = frame({"control": CONTROL, "a": around(20)}, plan)
+    later = pd.to_timedelta((runs["arm"] == "a") * hours, unit="h")
+    runs = runs.assign(reproducible=reproducible, started=runs["started"] + later, ended=runs["ended"] + later)
+    row = compare(runs, plan).set_index("arm").loc["a"]
+    assert row["verdict"] == verdict
+    assert ("apart in time" in row["why"]) == (verdict == "undecided")
+
+
+def test_seeds_added_after_a_look_decide_nothing():
+    plan = design(arm("a", 5), arm("b", 3), looked={"control-0": 4, "a-0": 3, "b-0": 3})
+    table = compare(frame({"control": CONTROL, "a": around(20, n=5), "b": around(20)}, plan), plan).set_index("arm")
+    assert table.loc["a", "verdict"] == "undecided"
+    assert "2 of 5 seeds of a were added after a look" in table.loc["a", "why"]
+    assert table.loc["b", "verdict"] == "worse"
 
 
 # What is refused

@@ -225,6 +225,9 @@ def test_four_mistakes_in_one_message(project):
 HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
 
 
+THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -266,12 +269,86 @@ HEAD = "name: bad\nversion: 1\nquestion: what?\nbase: micro\n"
         (HEAD + "variants: {a: {model: {rotary: {theta: true}}}}\n", "received True"),
         (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a valid number"),
         (HEAD + "variants: {a: {model: [1]}}\n", "dictionary"),
+        (HEAD + THETA + "paired: true\n", "5 or more seeds of a variant, and no more than the control's 3"),
+        (HEAD + THETA + "paired: true\nseeds: {control: 5, variant: 6}\n", "received variants with 6"),
+        (HEAD + THETA + "confirm: {variants: [b]}\n", "unknown variant 'b'"),
+        (HEAD + THETA + "confirm: {variants: [again]}\n", "unknown variant 'again'"),
+        (HEAD + THETA + "confirm: {variants: []}\n", "at least 1"),
+        (HEAD + THETA + "confirm: {variants: [a], seeds: {variant: 0}}\n", "greater than or equal to 1"),
+        (HEAD + THETA + "paired: 'yes'\n", "valid boolean"),
     ],
 )
 def test_single_mistakes(project, text, says):
     found = problems(project, text)
     assert any(says in problem for problem in found), found
     assert all("bad.yaml:" in problem for problem in found)
+
+
+def test_paired_variants_take_the_controls_seeds(project):
+    edit(project, "base: micro", "base: micro\npaired: true\nseeds: {control: 6, variant: 5}")
+    plan = load_plan(project / "experiments/micro_theta.yaml")
+    arms = {arm.name: [run.seed for run in arm.runs] for arm in plan.arms}
+    assert arms["control"] == [0, 1, 2, 3, 4, 5]
+    assert arms["theta_100"] == [0, 1, 2, 3, 4]
+    assert set(arms["again"]).isdisjoint(arms["control"])
+    assert plan.design().paired
+
+
+def test_a_confirmation_has_fresh_seeds_and_a_name_of_its_own(project):
+    unpaired = keys(project)
+    edit(project, "base: micro", "base: micro\nconfirm: {variants: [theta_100], seeds: {control: 4, variant: 3}}")
+    plan = load_plan(project / "experiments/micro_theta.yaml")
+    assert keys(project) == unpaired  # the first stage is what it was
+    first, second = plan.stages
+    assert [(arm.name, len(arm.runs)) for arm in second.arms] == [("control", 4), ("theta_100", 3)]
+    assert [run.seed for run in second.arms[0].runs] == [3, 4, 5, 6]
+    seen = {(run.recipe.num_params, run.key) for run in first.runs()}
+    assert seen.isdisjoint((run.recipe.num_params, run.key) for run in second.runs())
+    assert (first.design().experiment, second.design().experiment) == ("micro-theta-micro", "micro-theta-confirm-micro")
+    assert (first.design().confirms, second.design().confirms) == (False, True)
+    edit(project, "confirm:", "paired: true\nseeds: {control: 6, variant: 5}\nconfirm:")
+    edit(project, "seeds: {control: 4, variant: 3}}", "seeds: {control: 7, variant: 5}}")
+    control, theta = load_plan(project / "experiments/micro_theta.yaml").stages[1].arms
+    assert [run.seed for run in control.runs] == [6, 7, 8, 9, 10, 11, 12]
+    assert [run.seed for run in theta.runs] == [6, 7, 8, 9, 10]
+
+
+def test_budgets_are_the_control_on_other_numbers_of_tokens(project):
+    before = keys(project)
+    edit(
+        project,
+        "seeds: {control: 3,",
+        "budgets: [2, 0.5]\nseeds: {control: 3, budget: 2,",
+        "experiments/base/micro.yaml",
+    )
+    assert keys(project) == before  # not run by every experiment …
+    plan = load_plan(project / "experiments/micro_theta.yaml")
+    design = plan.design()
+    assert [(arm.name, arm.tokens, len(arm.run_keys)) for arm in design.budgets] == [
+        ("tokens_2x", 7680, 2),
+        ("tokens_0.5x", 1920, 2),
+    ]
+    edit(project, "base: micro", "base: micro\nbudgets: true")
+    running = load_plan(project / "experiments/micro_theta.yaml")  # … but by the one that says so
+    assert {run.key for run in plan.elsewhere()} == {run.key for run in running.runs()} - {
+        run.key for run in plan.runs()
+    }
+    assert running.elsewhere() == []
+    assert running.design().budgets == design.budgets
+    (half,) = (arm for arm in running.arms if arm.name == "tokens_0.5x")
+    assert half.diff == {"train.num_steps": (30, 15)}
+
+
+@pytest.mark.parametrize(
+    ("budgets", "says"),
+    [("[1]", "other than 1"), ("[2, 2]", "once"), ("[0.07]", "warmup"), ("[17]", "16"), ("2", "tuple")],
+)
+def test_impossible_budgets_are_refused(project, budgets, says):
+    file = edit(
+        project, "seeds: {control: 3,", f"budgets: {budgets}\nseeds: {{control: 3,", "experiments/base/micro.yaml"
+    )
+    with pytest.raises(ConfigError, match=says):
+        load_plan(file)
 
 
 def test_a_variant_with_a_problem_is_no_unknown_variant(project):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from analysis.load import load_runs
+from analysis.load import load_design, load_runs
 from runners.experiment import Plan, PlannedRun, load_plan
 from runners.store import RunFolder
 from runners.tracking import Mirror
@@ -107,3 +107,35 @@ def test_a_run_that_failed_before_it_began_has_a_time_and_an_attempt(plan):
     folder.end("FAILED", "no disk")
     assert folder.status.attempt
     assert 0 < folder.status.started <= folder.status.ended
+
+
+def test_a_report_is_one_run_with_the_files_and_no_run_of_an_arm(plan, tmp_path):
+    mirror = Mirror(plan, ROOT)
+    file = tmp_path / "report.html"
+    for text in ("first", "second"):
+        file.write_text(text)
+        mirror.publish(f"| {text} |", [file])
+    (run,) = mirror.client.search_runs([mirror.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.note.content"] == "| second |"
+    assert mirror.client.get_experiment(mirror.experiment_id).tags["mlflow.note.content"] == "| second |"
+    copy = mirror.client.download_artifacts(run.info.run_id, "report.html", str(tmp_path / "copy"))
+    assert Path(copy).read_text() == "second"
+    assert load_runs(plan.design()).empty
+    assert not Path("mlruns").exists()
+
+
+def test_the_first_look_at_verdicts_is_kept(plan):
+    mirror = Mirror(plan, ROOT)
+    control, again, theta = plan.design().arms
+    assert load_design(plan.design().experiment).looked == {}
+    mirror.look([control, theta])
+    edited = Path("experiments/micro_theta.yaml")
+    edited.write_text(edited.read_text() + "seeds: {variant: 5}\n")
+    more = load_plan(edited)
+    Mirror(more, ROOT).look(more.design().arms)
+    assert load_design(plan.design().experiment).looked == {
+        control.run_keys[0]: 3,
+        theta.run_keys[0]: 2,
+        again.run_keys[0]: 2,
+    }

@@ -1,0 +1,111 @@
+"""How often verdicts are right: the simulation, and an experiment's finished runs dealt into small experiments."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from analysis import load
+from analysis.calibration import broken_cases, deal, honest_cases, shape, simulation
+from llama_variants.errors import ConfigError, Problem
+from runners.experiment import Plan
+from runners.store import write_atomically
+from runners.tracking import Mirror
+
+DEALT = (5, 3)  # runs of the control and of the other arm in each small experiment
+LEAST = 20  # control runs: fewer say little of the noise's shape
+
+
+def calibrate(plan: Plan, root: Path, folder: Path, trials: int, console: Console) -> dict[str, Any]:
+    """Print the calibration of the verdicts on this plan's finished runs, and write it to calibration.json.
+
+    The noise that is resampled is that of the plan's control runs and of checks that repeat the control.
+
+    Raises:
+        ConfigError: when fewer than ``LEAST`` control runs are done.
+    """
+    design, runs = _runs(plan, root)
+    good = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].sort_values("seed")
+    losses = {name: group[design.metric].to_numpy(float) for name, group in good.groupby("arm", sort=False)}
+    same = [arm.name for arm in design.compared if arm.role == "control" or (arm.role == "check" and not arm.diff)]
+    control = losses.get(design.control.name, np.array([]))
+    if len(control) < LEAST:
+        allowed = f"{LEAST} finished control runs; make them by: make ablation EXP=experiments/calibration.yaml"
+        raise ConfigError([Problem(("experiment",), f"{plan.name} on {plan.base} with {len(control)}", allowed)])
+    groups = [losses[name] for name in same if len(losses.get(name, ())) > 1]
+    noise = shape(groups)
+    dealt = [
+        {"arm": arm.name, "delta": float(losses[arm.name].mean() - control.mean())}
+        | deal(control, losses[arm.name], *DEALT)
+        for arm in design.compared[1:]
+        if len(losses.get(arm.name, ())) >= DEALT[1]
+    ]
+    console.print(f"{design.name} on {design.base}: {design.metric}")
+    console.print(_noise_text(noise))
+    console.print(_dealt_table(dealt))
+    residuals = np.concatenate([x - x.mean() for x in groups])
+    rates = []
+    for title, cases in (("honest experiments", honest_cases()), ("an assumption broken on purpose", broken_cases())):
+        for drawn in (None, residuals):
+            of = "normal noise" if drawn is None else f"noise drawn from {len(residuals)} real residuals"
+            console.print(f"\n{title}, {of}, {trials:,} of each; per cent of experiments")
+            console.print(_HEAD)
+            for record in simulation(cases, drawn, trials):
+                rates.append(record)
+                console.print(_rates_line(record))
+    record = {"experiment": design.experiment, "noise": noise, "dealt": dealt, "rates": rates}
+    file = folder / design.experiment / "calibration.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(record, indent=1, default=_finite))
+    console.print(f"\nwritten: {file}")
+    return record
+
+
+def _runs(plan: Plan, root: Path) -> tuple[Any, pd.DataFrame]:
+    mirror = Mirror(plan, root)
+    for run in plan.runs():
+        mirror.sync(run)
+    design = load.load_design(plan.design().experiment)
+    return design, load.load_runs(design)
+
+
+def _finite(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _noise_text(noise: dict[str, float]) -> str:
+    return (
+        f"noise between seeds: sd {noise['sigma']:.4f} [{noise['sigma_low']:.4f}, {noise['sigma_high']:.4f}] on "
+        f"{noise['df']:.0f} degrees of freedom, skewness {noise['skewness']:+.2f} ± {noise['skewness_se']:.2f}, excess "
+        f"kurtosis {noise['kurtosis']:+.2f} ± {noise['kurtosis_se']:.2f}, normal by Shapiro and Wilk p "
+        f"{noise['shapiro_p']:.2f}\n"
+    )
+
+
+def _dealt_table(dealt: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, title=f"real runs dealt into experiments of {DEALT[0]} + {DEALT[1]}")
+    for name in ("arm", "delta", "experiments", "called", "% [95 % interval]", "% predicted"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for row in dealt:
+        share = f"{100 * row['called'] / row['experiments']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+        numbers = f"{row['delta']:+.4f}", str(row["experiments"]), str(row["called"]), share
+        table.add_row(row["arm"], *numbers, f"{100 * row['predicted']:.0f}")
+    return table
+
+
+_HEAD = f"{'case':<54}{'runs':<18}{'alarms':>7}{'pooling alone':>15}{'coverage':>10}{'power (80)':>12}"
+
+
+def _rates_line(record: dict[str, Any]) -> str:
+    cells = [f"{100 * record[name]:.1f}" for name in ("alarms", "naive_alarms", "coverage", "power")]
+    cells = ["–" if cell == "nan" else cell for cell in cells]
+    honest = math.isclose(record["alarms"], 0) and cells[2] == "–"
+    told = "  all undecided or invalid" if honest else ""
+    return f"{record['case']:<54}{record['design']:<18}{cells[0]:>7}{cells[1]:>15}{cells[2]:>10}{cells[3]:>12}{told}"
