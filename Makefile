@@ -9,7 +9,7 @@ OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan ablation report ui weights test test-slow check lock clean
+.PHONY: help setup demo plan power ablation report notebooks ui calibrate weights test test-slow check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -32,15 +32,26 @@ demo: setup  ## a small real ablation on the CPU, to its verdict
 plan: setup  ## what EXP would run, what it costs, what it could see
 	$(PY) -m runners plan $(EXP) $(OPTIONS) $(JOBS_OPTION)
 
+power: setup  ## which effect how many seeds show, on EXP's base
+	$(PY) -m runners power $(EXP) $(OPTIONS)
+
 ablation: setup  ## run what is left of EXP, then report
 	$(PY) -m runners run $(EXP) $(OPTIONS) $(JOBS_OPTION)
 
-report: setup  ## the verdicts of EXP's finished runs
-	$(PY) -m runners report $(EXP) $(OPTIONS)
+report: setup  ## the verdicts of EXP's finished runs, as a page, and the notebooks on them
+	$(PY) -m runners report $(EXP) --notebooks $(OPTIONS)
+
+notebooks: setup  ## the notebooks in JupyterLab, on 127.0.0.1
+	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} .venv/bin/jupyter lab --ip 127.0.0.1 \
+		--notebook-dir analysis/notebooks --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate $(ARGS)
 
 ui: setup  ## the MLflow UI on 127.0.0.1, PORT=5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
 		--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+calibrate: setup  ## how often verdicts are right, simulated and on the runs of experiments/calibration.yaml
+	$(PY) -m runners calibrate experiments/calibration.yaml $(ARGS)
 
 weights: setup  ## fetch SmolLM2-135M-Instruct's published weights into cache/
 	$(PY) -m runners weights

@@ -132,7 +132,7 @@ def _compare(
         flags += _outlier_flag(sample, noise)
         estimate = estimates[sample.arm.name]
         if estimate.widened(design.alpha):
-            flags.append("interval by the scatter of these runs themselves, which is wider than the pooled one")
+            flags.append("interval as wide as these runs' own scatter asks")
         results[sample.arm.name] = _Result(sample.arm, estimate, noise, notes, flags)
     return results, noise
 

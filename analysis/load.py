@@ -31,6 +31,16 @@ _REQUESTS_AT_ONCE = 8  # a server's round trips overlap; a local database neithe
 _STORED_INFINITY = 1.797e308  # MLflow stores infinities as the largest float64
 
 
+def list_experiments(tracking_uri: str | None = None) -> list[str]:
+    """Names of the experiments that hold a design, the one written to last first.
+
+    Raises:
+        LookupError: when the store is absent.
+    """
+    found = [e for e in _pages(_connect(tracking_uri).search_experiments) if schema.TAG_DESIGN in e.tags]
+    return [str(e.name) for e in sorted(found, key=lambda e: e.last_update_time or 0, reverse=True)]
+
+
 def load_design(experiment: str, tracking_uri: str | None = None) -> Design:
     """The design that an experiment of the tracking store declares.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from analysis.schema import METRICS, Design
 from analysis.worth import Scaling
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers (yellow left out: too pale for a line), then again dashed.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -23,6 +23,18 @@ _CONTROL = {"color": "#000000", "linestyle": "-", "marker": "o"}
 _ZOOM_FROM = 0.2  # share of the training left out: its losses would flatten all others into one line
 _KNOWN_BAD_ROOM = 2  # how many times wider a known-bad arm may make the forest's axis
 _LONGEST = 28  # characters of a name in a figure
+
+
+class Drawing(Figure):
+    """A figure of a given size in inches, which a notebook shows where it is a cell's last value."""
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), layout="constrained")
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=100)
+        return out.getvalue()
 
 
 def losses(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> Figure:
@@ -36,7 +48,7 @@ def losses(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> Figure:
         design: what was declared.
     """
     rows = len(design.compared) - 1
-    drawing = _figure(12, 4.6 + 0.25 * (rows // 5))
+    drawing = Drawing(12, 4.6 + 0.25 * (rows // 5))
     left, right = drawing.subplots(1, 2)
     styles = arm_styles(design)
     points = _late_losses(runs, curves, design)
@@ -60,7 +72,7 @@ def forest(table: pd.DataFrame, design: Design) -> Figure:
         design: what was declared.
     """
     arms = table[table["role"] != "control"].reset_index(drop=True)
-    drawing = _figure(9, 1.7 + 0.42 * max(1, len(arms)))
+    drawing = Drawing(9, 1.7 + 0.42 * max(1, len(arms)))
     axes = drawing.subplots()
     styles = arm_styles(design)
     limit = _forest_limit(arms, design)
@@ -90,7 +102,7 @@ def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> 
         design: what was declared.
         scaling: the control's loss on other budgets; None draws no line of equal time.
     """
-    drawing = _figure(9, 5)
+    drawing = Drawing(9, 5)
     axes = drawing.subplots()
     styles = arm_styles(design)
     control = table.iloc[0]
@@ -114,8 +126,6 @@ def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> 
         axes.axvline(control["tokens_per_s"], color="0.6", linewidth=0.8)
         if scaling is not None:
             _draw_equal_time(axes, known, float(control["tokens_per_s"]), scaling)
-    from matplotlib.ticker import EngFormatter
-
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="training throughput (tokens/s)", ylabel=f"{design.metric} ({METRICS[design.metric].unit})")
     axes.set_title("Bars: 95 % interval of the speed, simultaneous interval of the difference in loss", fontsize=10)
@@ -146,8 +156,6 @@ def draw_bands(axes: Axes, points: pd.DataFrame, styles: dict[str, dict[str, Any
         styles: of :func:`arm_styles`.
         label: of the y axis, with its unit.
     """
-    from matplotlib.ticker import EngFormatter
-
     axes.set(xlabel="training tokens", ylabel=label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.locator_params(axis="x", nbins=5)
@@ -166,12 +174,6 @@ def draw_bands(axes: Axes, points: pd.DataFrame, styles: dict[str, dict[str, Any
 def shorten(name: str) -> str:
     """A name that fits into a figure."""
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _legend(drawing: Figure, axes: Axes, entries: int) -> None:

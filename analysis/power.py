@@ -35,6 +35,12 @@ def power(effect: float, sigma: float, n_control: int, n_arms: Sequence[int], *,
     return _unit_power(abs(effect) / sigma, n_control, tuple(n_arms), alpha)
 
 
+def call_chance(effect: float, sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float) -> float:
+    """The chance that the first arm is called better or worse, rightly or wrongly; arguments as for :func:`power`."""
+    _check(sigma, n_control, n_arms, alpha)
+    return sum(_unit_power(sign * effect / sigma, n_control, tuple(n_arms), alpha) for sign in (-1, 1))
+
+
 def detectable_effect(
     sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float, power: float = 0.8
 ) -> float:

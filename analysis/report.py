@@ -9,9 +9,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis import plots, render
 from analysis.cells import (
@@ -35,9 +37,6 @@ from analysis.compare import compare
 from analysis.render import Code, Items, Part, Picture, Section, Table
 from analysis.schema import METRICS, Arm, Design
 from analysis.worth import Scaling
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WORDS = {
     "better, worse": "the simultaneous interval of the difference excludes 0; lower loss is better. "
@@ -153,8 +152,6 @@ def write(stages: Sequence[Stage], out_dir: Path, *, reproduce: str = "") -> dic
 
 
 def _drawn(drawing: Figure, form: str) -> bytes:
-    import matplotlib
-
     out = io.BytesIO()
     # No date and fixed ids: the same runs give the same page.
     metadata = {"Date": None} if form == "svg" else None

@@ -359,8 +359,8 @@ def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, se
         print(reported.files["table"].read_text())
     else:
         print(f"\n{reported.text}\n")
-        for name, file in reported.files.items():
-            print(f"{name + ':':<11} {file}")
+        for name in ("report", "markdown", "table"):
+            print(f"{name + ':':<9} {reported.files[name]}")
         print("compare the runs in the MLflow UI: make ui")
     missed = reported.missed(gates)
     for line in missed:

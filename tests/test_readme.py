@@ -143,7 +143,7 @@ def test_a_newcomer_s_commands(tmp_path):
     row = next(line for line in done.stdout.splitlines() if line.startswith("mqa "))
     assert "screen" in row
     for line in done.stdout.splitlines():
-        if line.startswith(("report:", "figure:", "table:")):
+        if line.startswith(("report:", "markdown:", "table:")):
             assert (tmp_path / line.split()[1]).stat().st_size > 0
 
     with socket.socket() as free:

@@ -62,8 +62,7 @@ def test_honest_experiments(case, noise):
 @pytest.mark.parametrize("noise", ["normal", "real"])
 @pytest.mark.parametrize("case", broken_cases(), ids=name)
 def test_the_guards_hold_where_an_assumption_is_broken(case, noise):
-    by_table = case.noticed or (case.shared_seeds and not case.paired)  # slower, and each gives the same answer
-    trials = 200 if by_table else 2000
+    trials = 200 if case.by_table else 2000  # slower, and each gives the same answer
     rates = simulate(case, residuals() if noise == "real" else None, trials)
     assert within(rates["alarms"], trials, 0, 0.08), rates
 
@@ -83,7 +82,7 @@ def test_without_the_arms_own_scatter_the_guard_is_gone(monkeypatch):
 
 def test_what_is_noticed_is_not_called():
     for case in broken_cases():
-        if case.noticed or (case.shared_seeds and not case.paired):
+        if case.by_table:
             assert simulate(case, None, 20)["alarms"] == 0
 
 

@@ -85,7 +85,7 @@ def test_a_pooled_interval_is_no_narrower_than_the_arms_own_scatter_allows():
     assert row["p_adj"] == pytest.approx(own.pvalue / 1.4)
     assert row["p"] == pytest.approx(pooled.pvalue)
     assert row["verdict"] == "undecided"
-    assert "scatter of these runs themselves" in row["flags"]
+    assert "own scatter" in row["flags"]
     tost = own.confidence_interval(1 - 2 * 1.4 * 0.05)
     assert (row["tost_low"], row["tost_high"]) == pytest.approx((tost.low, tost.high))
 

@@ -40,6 +40,12 @@ def test_an_effect_is_found_as_often_as_promised(n_control, sizes):
     assert interval.low < 0.8 < interval.high
 
 
+def test_without_an_effect_the_chance_of_a_call_is_the_level():
+    # One arm of eight runs: its own scatter hardly ever has a say.
+    assert power.call_chance(0.0, 0.02, 8, [8], alpha=ALPHA) == pytest.approx(ALPHA, abs=0.004)
+    assert power.call_chance(9.0, 0.02, 8, [8], alpha=ALPHA) == pytest.approx(1)
+
+
 def test_more_of_anything_helps_and_a_larger_family_costs():
     def effect(n_control=4, n=3, m=2):
         return power.detectable_effect(1.0, n_control, [n] * m, alpha=ALPHA)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_SEED
+from analysis.power import detectable_effect, seeds_needed
+from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_REPORT, TAG_SEED
 from llama_variants import ModelConfig, build_model
 from runners.cli import main
 from runners.store import RunFolder
@@ -30,7 +31,8 @@ def store(project: Path):
     client = MlflowClient(tracking_uri=f"sqlite:///{project}/mlflow.db")
     experiment = client.get_experiment_by_name("micro-theta-micro")
     assert experiment is not None
-    return client, client.search_runs([experiment.experiment_id]), experiment
+    runs = client.search_runs([experiment.experiment_id])
+    return client, [run for run in runs if TAG_REPORT not in run.data.tags], experiment
 
 
 def run_folders(project: Path) -> dict[str, dict]:
@@ -54,9 +56,9 @@ def test_from_yaml_to_verdict_and_again(cli, project):
     done = cli("run", EXPERIMENT, "--jobs", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[ 7/7]" in done.stdout
-    for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.md", "make ui"):
+    for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.html", "make ui"):
         assert word in done.stdout
-    for name in ("report.md", "figure.png", "table.json"):
+    for name in ("report.html", "report.md", "table.json", "runs.csv", "losses.png", "forest.png", "throughput.png"):
         assert (project / "reports/micro-theta-micro" / name).stat().st_size > 0
 
     _, runs, experiment = store(project)
@@ -102,6 +104,110 @@ def test_from_yaml_to_verdict_and_again(cli, project):
 
 
 @pytest.mark.slow
+def test_stages_gates_budgets_and_a_look(cli, project):
+    """One experiment through all that may follow a first verdict."""
+    base = project / "experiments/base/micro.yaml"
+    base.write_text(base.read_text().replace("seeds: {control: 3,", "budgets: [0.5]\nseeds: {control: 3, budget: 2,"))
+    file = project / EXPERIMENT
+    file.write_text(file.read_text() + "confirm: {variants: [theta_100], seeds: {control: 2, variant: 2}}\n")
+    (project / "experiments/worth.yaml").write_text(
+        file.read_text().split("variants:")[0].replace("micro-theta", "worth") + "budgets: true\n"
+    )
+    assert "then, to confirm, on fresh seeds" in cli("plan", EXPERIMENT).stdout
+    assert "confirm" in json.loads(cli("plan", EXPERIMENT, "--json").stdout)
+    done = cli("run", EXPERIMENT, "--jobs", 1, "--gate", "worse:theta_100")
+    verdicts = done.stdout.split("to confirm, on fresh seeds:")
+    assert len(verdicts) == 2
+    words = [
+        line.split("]")[1].split()[0] for text in verdicts for line in text.splitlines() if "theta_100  2  " in line
+    ]
+    assert len(words) == 2
+    assert done.returncode == int(words[1] != "worse"), done.stdout + done.stderr
+    assert (f"gate: theta_100 is {words[1]}, not worse" in done.stderr) == (words[1] != "worse")
+    gates = "better,worse,equivalent,undecided:theta_100"
+    assert cli("report", EXPERIMENT, "--gate", gates).returncode == 0
+    records = json.loads(cli("report", EXPERIMENT, "--json").stdout)
+    assert [(r["stage"], r["arm"]) for r in records][-2:] == [("confirm", "control"), ("confirm", "theta_100")]
+    assert all(record["worth"] is None for record in records)
+
+    # The store has both stages, each with its report as artifacts, and nothing is in MLflow's own folder.
+    client, runs, _ = store(project)
+    assert len(runs) == 7
+    for name, count in (("micro-theta-micro", 7), ("micro-theta-confirm-micro", 4)):
+        experiment = client.get_experiment_by_name(name)
+        every = client.search_runs([experiment.experiment_id])
+        (report,) = [run for run in every if TAG_REPORT in run.data.tags]
+        assert len(every) == count + 1
+        assert "theta_100" in report.data.tags["mlflow.note.content"]
+        assert {"report.html", "table.json", "forest.png"} <= {
+            a.path for a in client.list_artifacts(report.info.run_id)
+        }
+    assert not (project / "mlruns").exists()
+
+    # Budgets that another experiment has made say what a difference is worth.
+    assert cli("run", "experiments/worth.yaml", "--jobs", 1).returncode == 0
+    records = json.loads(cli("report", EXPERIMENT, "--json").stdout)
+    table = {record["arm"]: record for record in records if record["stage"] == "declared"}
+    losses = [record["mean"] for record in table.values()]
+    assert all(loss is not None for loss in losses)
+    html = (project / "reports/micro-theta-micro/report.html").read_text()
+    assert "What a difference is worth in data" in html
+    assert "git checkout " in html  # of the source that is being tested
+    assert f"make ablation EXP={EXPERIMENT}" in html
+
+    # More seeds after the look decide nothing; the confirmation stands.
+    more = cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 4)
+    assert "2 of 4 seeds of theta_100 were added after a look" in " ".join(more.stdout.split())
+
+
+@pytest.mark.slow
+def test_power_and_calibration_on_finished_runs(cli, project):
+    assert "seed sd is not known" in cli("power", EXPERIMENT).stderr
+    base = project / "experiments/base/micro.yaml"
+    stated = "margin: 0.05, sigma: 0.02, sigma_range: [0.01, 0.04], sigma_source: a guess}"
+    base.write_text(base.read_text().replace("margin: 0.05}", stated))
+    text = cli("power", EXPERIMENT, "--effect", "0.1").stdout
+    assert "seed sd 0.0200, 0.0100 to 0.0400 (stated by the base: a guess)" in text
+    record = json.loads(cli("power", EXPERIMENT, "--effect", "0.1", "--json").stdout)
+    three = next(row for row in record["rows"] if row["seeds"] == 3)
+    assert three["effect"] == pytest.approx(detectable_effect(0.02, 3, [3], alpha=0.05))
+    assert three["effect_high"] == pytest.approx(2 * three["effect"])
+    assert record["seeds_needed"] == seeds_needed(0.1, 0.02, 3, alpha=0.05, num_variants=1)
+    refused = cli("calibrate", EXPERIMENT)
+    assert refused.returncode == 2
+    assert "20 finished control runs" in refused.stderr
+
+    file = project / EXPERIMENT
+    file.write_text(file.read_text() + "seeds: {control: 20, check: 3, variant: 3}\n")
+    assert cli("run", EXPERIMENT, "--jobs", 1).returncode == 0
+    measured = json.loads(cli("power", EXPERIMENT, "--json").stdout)
+    assert "measured on finished runs of this plan, 21 degrees of freedom" in measured["sigma_source"]
+    assert measured["sigma_low"] < measured["sigma"] < measured["sigma_high"]
+    done = cli("calibrate", EXPERIMENT, "--trials", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record == json.loads((project / "reports/micro-theta-micro/calibration.json").read_text())
+    assert record["noise"]["df"] == 21
+    assert [(row["arm"], row["experiments"]) for row in record["dealt"]] == [("again", 1), ("theta_100", 1)]
+    assert {row["noise"] for row in record["rates"]} == {"normal", "real"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        ("better:nope", "theta_100"),
+        ("bettr:theta_100", "did you mean 'better'"),
+        ("theta_100", "WORDS:ARM"),
+        (":", "WORDS:ARM"),
+    ],
+)
+def test_a_gate_that_cannot_be_is_refused(cli, gate, says):
+    done = cli("report", EXPERIMENT, "--gate", gate)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+@pytest.mark.slow
 def test_runs_do_not_depend_on_their_neighbours(cli, project):
     """The same run alone, or in a warm worker after others: equal bits."""
     assert cli("train", EXPERIMENT, "theta_100", "1").returncode == 0
@@ -124,7 +230,7 @@ def test_a_sweep_without_a_valid_run_is_reported_too(cli, project):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stdout.count("INVALID: warm-up: none") == 3
-    assert (project / "reports/micro-theta-micro/report.md").exists()
+    assert (project / "reports/micro-theta-micro/report.html").exists()
 
 
 @pytest.mark.slow
