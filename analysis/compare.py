@@ -132,7 +132,7 @@ def _compare(
         flags += _outlier_flag(sample, noise)
         estimate = estimates[sample.arm.name]
         if estimate.widened(design.alpha):
-            flags.append("interval as wide as these runs' own scatter asks")
+            flags.append("interval by own scatter")
         results[sample.arm.name] = _Result(sample.arm, estimate, noise, notes, flags)
     return results, noise
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import power
+from analysis import dunnett, power
 from analysis.estimate import Noise, family
 
 ALPHA = 0.05
@@ -38,6 +38,14 @@ def test_an_effect_is_found_as_often_as_promised(n_control, sizes):
         found += estimates["0"].interval(ALPHA)[0] > 0
     interval = stats.binomtest(found, trials).proportion_ci(0.999, "exact")
     assert interval.low < 0.8 < interval.high
+
+
+@pytest.mark.parametrize(("n", "price"), [(2, 2.28), (3, 1.21), (5, 1.07), (8, 1.04)])
+def test_the_price_of_the_guards(n, price):
+    """Against Dunnett's test alone, six variants beside eight control runs."""
+    df = 7 + 6 * (n - 1)
+    alone = power.noncentrality(dunnett.critical_value(ALPHA, 8, [n] * 6, df), df) * (1 / 8 + 1 / n) ** 0.5
+    assert power.detectable_effect(1.0, 8, [n] * 6, alpha=ALPHA) / alone == pytest.approx(price, abs=0.01)
 
 
 def test_without_an_effect_the_chance_of_a_call_is_the_level():
