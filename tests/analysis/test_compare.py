@@ -390,8 +390,11 @@ def test_drift_between_batches_is_not_taken_for_an_effect(hours, reproducible, v
 
 
 def test_seeds_added_after_a_look_decide_nothing():
-    plan = design(arm("a", 5), arm("b", 3), looked={"control-0": 4, "a-0": 3, "b-0": 3})
-    table = compare(frame({"control": CONTROL, "a": around(20, n=5), "b": around(20)}, plan), plan).set_index("arm")
+    looked = {"control-0": 4, "a-0": 3, "b-0": 3, "again-0": 2}
+    plan = design(arm("a", 5), arm("b", 3), arm("again", 3, "check", expect="same"), looked=looked)
+    values = {"control": CONTROL, "a": around(20, n=5), "b": around(20), "again": LIKE}
+    table = compare(frame(values, plan), plan).set_index("arm")
+    assert table.loc["again", "verdict"] == "as expected"  # a check asks nothing
     assert table.loc["a", "verdict"] == "undecided"
     assert "2 of 5 seeds of a were added after a look" in table.loc["a", "why"]
     assert table.loc["b", "verdict"] == "worse"

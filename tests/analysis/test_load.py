@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import schema
 from analysis.compare import compare
-from analysis.load import CURVE_COLUMNS, FINAL_METRICS, RUN_COLUMNS, load_curves, load_design, load_runs
+from analysis.load import (
+    CURVE_COLUMNS,
+    FINAL_METRICS,
+    RUN_COLUMNS,
+    list_experiments,
+    load_curves,
+    load_design,
+    load_runs,
+)
 from tests.analysis.tables import arm, design
 
 PLAN = design(arm("wide", 3, diff={"model.mlp.intermediate_size": (256, 512)}), control=2)
@@ -139,3 +156,74 @@ def test_what_is_loaded_can_be_judged(uri):
     table = compare(load_runs(PLAN, uri), PLAN).set_index("arm")
     assert table.loc["wide", ["verdict", "why"]].tolist() == ["invalid", "wide seed 2: not causal"]
     assert table.loc["control", "mean"] == pytest.approx(4.05)
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_load_in_ten_seconds(tmp_path):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    writer, plan = Writer(store), design(*(arm(f"v{i}", 50) for i in range(19)), control=50)
+    experiment = writer.experiment(plan.experiment, plan.to_tags())
+    points = [(key, 30, 4.0 + i) for i, key in enumerate(FINAL_METRICS)]
+    for declared in plan.arms:
+        for key in declared.run_keys:
+            writer.run(experiment, key, points)
+    began = time.perf_counter()
+    runs = load_runs(load_design(plan.experiment, store), store)
+    seconds = time.perf_counter() - began
+    print(f"{len(runs)} runs in {seconds:.1f} s")
+    assert len(runs) == 1000
+    assert runs[list(FINAL_METRICS)].notna().all(axis=None)
+    assert seconds < 10
+
+
+@pytest.mark.slow
+def test_a_tracking_server_gives_what_its_database_gives(uri):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = subprocess.Popen(
+        [*command, "--backend-store-uri", uri], env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        address, began = f"http://127.0.0.1:{port}", time.monotonic()
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health").close()
+                break
+            except urllib.error.URLError:
+                assert time.monotonic() - began < 120, "the server does not answer"
+                time.sleep(0.5)
+        plan = load_design(PLAN.experiment, address)
+        assert plan == load_design(PLAN.experiment, uri)
+        served, stored = load_runs(plan, address), load_runs(plan, uri)
+        pd.testing.assert_frame_equal(served, stored)
+        pd.testing.assert_frame_equal(load_curves(served, tracking_uri=address), load_curves(stored, tracking_uri=uri))
+        assert list_experiments(address) == list_experiments(uri)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_experiments_are_those_with_a_design_the_last_one_first(uri):
+    assert list_experiments(uri) == ["broken-tiny", PLAN.experiment]
+
+
+def test_when_where_and_on_what_a_run_was_made_is_loaded(tmp_path):
+    from mlflow.entities import Param
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    writer = Writer(store)
+    experiment = writer.experiment(PLAN.experiment, PLAN.to_tags())
+    kinds = {"control-0": ("device=cpu-x86_64", ""), "wide-0": ("device=H100", ""), "wide-1": ("device=H100", "true")}
+    for key, (stratum, deterministic) in kinds.items():
+        tags = {schema.TAG_STRATUM: stratum, schema.TAG_DETERMINISTIC: deterministic}
+        writer.run(experiment, key, finished(4.0), start=1_000, **tags)
+    for run in writer.client.search_runs([experiment]):
+        writer.client.log_batch(run.info.run_id, params=[Param(schema.PARAM_DATA, "abc")])
+    runs = load_runs(PLAN, store).set_index("run_key")
+    assert runs["reproducible"].to_dict() == {"control-0": True, "wide-0": False, "wide-1": True}
+    assert set(runs["data"]) == {"abc"}
+    assert set(runs["started"]) == {pd.Timestamp("1970-01-01 00:00:01", tz="UTC")}
+    assert runs["ended"].notna().all()
