@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from analysis import schema
 from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
 
@@ -166,8 +167,11 @@ def test_a_newcomer_s_commands(tmp_path):
         client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
         experiment = client.get_experiment_by_name("mine-tiny")
         runs = client.search_runs([experiment.experiment_id])
-        assert sorted(run.data.tags["ablation.arm"] for run in runs) == ["again", "control", "mqa", "nope"]
+        (report,) = [run for run in runs if schema.TAG_REPORT in run.data.tags]
+        trained = [run for run in runs if run is not report]
+        assert sorted(run.data.tags[schema.TAG_ARM] for run in trained) == ["again", "control", "mqa", "nope"]
         assert "| mqa |" in experiment.tags["mlflow.note.content"]
+        assert "| mqa |" in report.data.tags["mlflow.note.content"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
