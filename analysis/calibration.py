@@ -20,7 +20,7 @@ from analysis import dunnett
 from analysis.compare import compare
 from analysis.estimate import Noise, bonferroni, family, paired
 from analysis.load import FINAL_METRICS, RUN_COLUMNS
-from analysis.power import call_chance, detectable_effect, noncentrality, sigma_interval
+from analysis.power import call_chance, detectable_effect, detectable_effect_paired, sigma_interval
 from analysis.schema import Arm, Design
 
 ALPHA = 0.05
@@ -160,9 +160,7 @@ def _draw(case: Case, generator: np.random.Generator, noise: np.ndarray | None) 
 
 def _predicted_effect(case: Case) -> float:
     if case.paired:
-        n = case.sizes[0]
-        critical = float(stats.t.isf(ALPHA / 2 / len(case.sizes), n - 1))
-        return noncentrality(critical, n - 1) * math.sqrt(2 * (1 - case.correlation) / n)
+        return detectable_effect_paired(1.0, case.sizes[0], len(case.sizes), correlation=case.correlation, alpha=ALPHA)
     return detectable_effect(1.0, case.n_control, case.sizes, alpha=ALPHA)
 
 
@@ -242,7 +240,7 @@ def table_of(plan: Design, values: Sequence[np.ndarray]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["run_key", "arm", "role", plan.metric])
     began = pd.Timestamp("2026-01-01", tz="UTC")
     fixed = {"mlflow_run_id": "", "status": "FINISHED", "stratum": "code=1", "data": "1", "reproducible": True}
-    frame = frame.assign(started=began, ended=began, invalid=None, seed=range(len(frame)))
+    frame = frame.assign(started=began, ended=began, invalid=None, reason=None, finished=1, seed=range(len(frame)))
     for key, value in fixed.items():
         frame[key] = np.full(len(frame), value)
     for key in FINAL_METRICS:

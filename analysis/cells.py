@@ -107,7 +107,7 @@ def percent(value: float) -> str:
 
 def speed(row: Row) -> str:
     """The change of the throughput and the half width of its interval."""
-    change, half = row["tokens_per_s_delta"], row["tokens_per_s_delta_half"]
+    change, half = row["tokens_per_s_delta"], (row["tokens_per_s_high"] - row["tokens_per_s_low"]) / 2
     if not known(change):
         return "–"
     return f"{100 * change:+.1f} ±{100 * half:.1f} %" if known(half) else percent(change)

@@ -22,7 +22,8 @@ VERDICTS = ("better", "worse", "equivalent", "undecided", "invalid", "screen", "
 COLUMNS = (
     *("arm", "role", "n", "declared", "mean", "delta", "ci_low", "ci_high", "p", "p_adj", "verdict", "why"),
     *("sigma", "df", "pooled", "pool_p", "mde", "tost_low", "tost_high", "worth", "worth_low", "worth_high"),
-    *("params_delta", "flops_delta", "memory_delta", "tokens_per_s", "tokens_per_s_delta", "tokens_per_s_delta_half"),
+    *("params_delta", "flops_delta", "memory_delta", "tokens_per_s"),
+    *("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high"),
     *("iso_delta", "iso_low", "iso_high", "iso_verdict", "eval_se", "gates_failed", "flags"),
 )
 
@@ -57,8 +58,8 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
         - ``worth, worth_low, worth_high``: what the difference is worth in training data, as a fraction of the
           control's tokens (:mod:`analysis.worth`); infinite beyond the budgets that ran, NaN without any;
         - ``params_delta, flops_delta, memory_delta``: cost relative to the control;
-        - ``tokens_per_s, tokens_per_s_delta, tokens_per_s_delta_half``: geometric mean of the throughput, its change,
-          and the half width of that change's 95 % interval (Welch, on logarithms);
+        - ``tokens_per_s``: geometric mean of the throughput; ``tokens_per_s_delta, tokens_per_s_low,
+          tokens_per_s_high``: its change and the 95 % interval of that (Welch, on logarithms);
         - ``iso_delta, iso_low, iso_high, iso_verdict``: loss minus the control's after equal training time, its
           interval, and "better", "worse" or "undecided per second", "" where the budgets do not tell;
         - ``eval_se``: mean standard error of the metric over validation windows;
@@ -77,15 +78,17 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
     for sample in ready:
         if sample.arm.role == "check":
             results |= _compare(control, [sample], [sample.n], design)[0]
-    scaling = Scaling.of(runs, design)
-    rows = [_control_row(control, noise) | _barred(bars[control.arm.name])]
+    # Budgets have other seeds than the pairs: what a paired difference is worth has no error that is known.
+    scaling = None if design.paired else Scaling.of(runs, design)
+    rows = [_control_row(control, noise, design) | _barred(bars[control.arm.name])]
     for sample in others:
         row = _row(sample, control)
         if result := results.get(sample.arm.name):
             detectable = _detectable(result, control, sample, sizes, design.alpha)
             rows.append(_judged(result, row, scaling, design) | {"mde": detectable})
         else:
-            rows.append(row | _barred(bars[sample.arm.name]))
+            flags = _outlier_flag(sample, Noise.of({sample.arm.name: sample.values})) + _repeated(sample)
+            rows.append(row | _barred(bars[sample.arm.name]) | {"flags": "; ".join(flags)})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"df": float})
 
@@ -129,7 +132,7 @@ def _compare(
         single = [f"one seed of {s.arm.name}" for s in (control, sample) if s.n == 1]
         notes = [f"{' and '.join(single)}: sigma borrowed from {', '.join(lenders)}"] if single else []
         flags = [] if noise.pools else [f"variances differ (Bartlett p {noise.pool_p:.2g}): Welch's test"]
-        flags += _outlier_flag(sample, noise)
+        flags += _outlier_flag(sample, noise) + _repeated(sample)
         estimate = estimates[sample.arm.name]
         if estimate.widened(design.alpha):
             flags.append("interval by own scatter")
@@ -138,14 +141,15 @@ def _compare(
 
 
 def _compare_paired(control: Sample, samples: Sequence[Sample], size: int, alpha: float) -> dict[str, _Result]:
-    by_seed = dict(zip(control.seeds, control.values, strict=True))
-    partners = {sample.arm.name: np.array([by_seed[seed] for seed in sample.seeds]) for sample in samples}
+    partners = {sample.arm.name: sample.partners(control) for sample in samples}
     estimates = bonferroni({s.arm.name: paired(partners[s.arm.name], s.values) for s in samples}, size, alpha)
     results = {}
     for sample in samples:
         correlation = np.corrcoef(partners[sample.arm.name], sample.values)[0, 1]
-        flag = f"paired over {sample.n} seeds, correlation {correlation:+.2f}"
-        results[sample.arm.name] = _Result(sample.arm, estimates[sample.arm.name], None, [], [flag])
+        differences = Noise.of({sample.arm.name: sample.values - partners[sample.arm.name]})
+        flags = [f"paired over {sample.n} seeds, correlation {correlation:+.2f}"]
+        flags += _outlier_flag(sample, differences) + _repeated(sample)
+        results[sample.arm.name] = _Result(sample.arm, estimates[sample.arm.name], None, [], flags)
     return results
 
 
@@ -179,19 +183,35 @@ def _row(sample: Sample, control: Sample) -> dict[str, Any]:
         change = welch(np.log(control.speeds), np.log(sample.speeds))
         half = float(stats.t.isf(0.025, change.df)) * change.se
         row["tokens_per_s_delta"] = math.expm1(change.delta)
-        row["tokens_per_s_delta_half"] = math.exp(change.delta) * math.sinh(half)
+        row["tokens_per_s_low"], row["tokens_per_s_high"] = (math.expm1(change.delta + end) for end in (-half, half))
     return row
 
 
-def _control_row(control: Sample, noise: Noise) -> dict[str, Any]:
+def _control_row(control: Sample, noise: Noise, design: Design) -> dict[str, Any]:
     own = noise if noise.pools else Noise.of({control.arm.name: control.values})
     return _row(control, control) | {
         "sigma": own.sigma,
         "df": own.df,
         "pooled": noise.pools,
         "pool_p": noise.pool_p,
-        "flags": "; ".join(_outlier_flag(control, noise)),
+        "flags": "; ".join(_declared_anew(design) + _outlier_flag(control, noise) + _repeated(control)),
     }
+
+
+def _declared_anew(design: Design) -> list[str]:
+    """What is judged by other measures than at the first look."""
+    now = {name: getattr(design, name) for name in ("metric", "alpha", "margin")}
+    changes = [
+        f"{name} {old} then, {now[name]} now" for name, old in design.looked.items() if now.get(name, old) != old
+    ]
+    variants = sum(arm.role == "variant" for arm in design.arms)
+    if (then := design.looked.get("variants", 0)) > variants:
+        changes.append(f"{then} variants then, {variants} now")
+    return [f"changed since the first look: {', '.join(changes)}"] if changes else []
+
+
+def _repeated(sample: Sample) -> list[str]:
+    return [f"{seed_list(sample.again)} finished more than once, the newest counts"] if sample.again else []
 
 
 def _barred(bar: tuple[str, str, float] | None) -> dict[str, Any]:
@@ -221,8 +241,8 @@ def _judged(result: _Result, row: Mapping[str, Any], scaling: Scaling | None, de
         reasons.append("within margin")
     if verdict == "undecided":
         reasons.append("shows neither a difference nor equivalence")
-        if estimate.p_adj < design.alpha:
-            reasons.append("Holm's p is below alpha, but the simultaneous interval includes 0")
+    if word not in ("better", "worse") and estimate.p_adj < design.alpha:
+        reasons.append("Holm's p is below alpha, but the simultaneous interval includes 0")
     judged = {
         **row,
         "delta": estimate.delta,
@@ -256,10 +276,9 @@ def _worth(row: Mapping[str, Any], half: float, scaling: Scaling | None) -> dict
 
 def _at_equal_time(row: Mapping[str, Any], word: str, half: float, scaling: Scaling | None) -> dict[str, Any]:
     """The iso-time comparison; without budgets only where loss and speed point the same way."""
-    ratio, spread = 1 + row["tokens_per_s_delta"], row["tokens_per_s_delta_half"]
-    if not math.isfinite(spread) or ratio <= spread:
+    speed = tuple(1 + row[f"tokens_per_s_{end}"] for end in ("delta", "low", "high"))
+    if not all(map(math.isfinite, speed)):
         return {}
-    speed = (ratio, ratio - spread, ratio + spread)
     found = scaling.at_equal_time(row["mean"], row["n"], half, speed) if scaling else None
     if found is None:
         sure = (word == "better" and speed[1] >= 1) or (word == "worse" and speed[2] <= 1)
@@ -284,12 +303,16 @@ def _expected(arm: Arm, word: str, within: bool, alpha: float) -> tuple[str, lis
     differs = word in ("better", "worse")
     if arm.role == "check" and arm.expect == "same":  # the control against itself
         if differs:
-            return "differs", [f"chance: 1 in {1 / alpha:.0f} honest rows will"]
-        return "as expected", []
+            return "differs", [f"chance, in at most 1 of {1 / alpha:.0f} honest rows"]
+        return "as expected", [] if word == "equivalent" else ["not shown equivalent"]
     if arm.role == "check" and arm.expect == "worse":
-        if word == "worse":
-            return word, ["known-bad control, as expected"]
-        return word, ["known-bad control not seen: this design is too weak for its budget"]
+        return word, [
+            {
+                "worse": "known-bad control, as expected",
+                "better": "known-bad control found better: do not trust this experiment before you know why",
+                "equivalent": "known-bad control makes no difference here: such runs cannot tell good from bad",
+            }.get(word, "known-bad control not seen: this design is too weak for its budget")
+        ]
     if arm.expect is None:
         return word, []
     if word == "undecided":

@@ -11,6 +11,9 @@ from scipy import special, stats
 
 from analysis import dunnett
 
+OWN_OUTLIERS = 4
+"""Runs with which an arm shows its outliers by its own scatter."""
+
 POOL_LEVEL = 0.1
 """Variances pool unless Bartlett's test rejects at this level. It sees little in three seeds an arm; hence the next."""
 
@@ -110,8 +113,13 @@ class Noise:
     @property
     def outliers(self) -> dict[str, list[int]]:
         """Arm -> positions of its runs that lie far from the rest."""
-        squares = self.df * self.sigma**2
-        return {name: _outliers(r, squares, self.df) for name, r in self.residuals.items()}
+        squares, found = self.df * self.sigma**2, {}
+        for name, mine in self.residuals.items():
+            far = set(outliers(mine, squares, self.df))
+            if len(mine) >= OWN_OUTLIERS:  # beside noisier arms a quiet one's would not show
+                far |= set(outliers(mine, float(mine @ mine), len(mine) - 1))
+            found[name] = sorted(far)
+        return found
 
     @classmethod
     def of(cls, samples: Mapping[str, np.ndarray]) -> Noise:
@@ -128,9 +136,15 @@ class Noise:
         )
 
 
-def _outliers(residuals: np.ndarray, squares: float, df: int) -> list[int]:
-    """Runs that the others make unlikely: deleted residuals, t with one degree less, Bonferroni over all runs."""
-    if df < 2:
+def outliers(residuals: np.ndarray, squares: float, df: int) -> list[int]:
+    """Positions of runs that the others make unlikely: deleted residuals, t with one degree less, Bonferroni over all.
+
+    Args:
+        residuals: of one arm, from its mean.
+        squares: sum of squares of all residuals of the arms that are taken together.
+        df: degrees of freedom of that sum.
+    """
+    if df < 2 or not squares > 0:
         return []
     leaned = residuals**2 / (1 - 1 / len(residuals))
     rest = np.maximum(squares - leaned, 1e-12 * squares) / (df - 1)

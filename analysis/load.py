@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 RUN_COLUMNS = (
     *("mlflow_run_id", "run_key", "arm", "role", "seed", "status", "stratum", "data", "reproducible"),
-    *("started", "ended", "invalid"),
+    *("started", "ended", "invalid", "reason", "finished"),
 )
 CURVE_COLUMNS = ("run_key", "arm", "seed", "metric", "step", "tokens", "value")
 FINAL_METRICS = tuple(key for key in schema.METRICS if key.startswith("final/"))
@@ -65,7 +66,8 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
         of :data:`analysis.schema.METRICS`, NaN where absent. ``data`` is the fingerprint of the tokens ("" where not
         recorded); ``reproducible`` says whether nothing but recipe, seed, data and stratum bears on the bits (so on a
         CPU, and with deterministic kernels); ``started`` and ``ended`` are UTC, NaT while it runs; ``invalid`` is why a
-        validity gate failed, or None.
+        validity gate failed, ``reason`` why the run failed or was stopped, or None; ``finished`` counts the attempts
+        that came to their end.
 
     Raises:
         LookupError: when the store or the experiment is absent.
@@ -75,18 +77,25 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     experiment = _experiment(client, design.experiment)
     arms = {(key, arm.name): arm for arm in design.arms for key in arm.run_keys}
     attempts: dict[tuple[str, str], Run] = {}
+    finished: Counter[tuple[str, str]] = Counter()
     for run in sorted(_pages(client.search_runs, [experiment.experiment_id]), key=lambda run: run.info.start_time):
         tags = run.data.tags
         place = tags.get(schema.TAG_RUN_KEY, ""), tags.get(schema.TAG_ARM, "")
         if place in arms:
             attempts[place] = run
-    records = [_record(attempts[place], arm.role) for place, arm in arms.items() if place in attempts]
+            finished[place] += run.info.status == "FINISHED"
+    records = [
+        _record(attempts[place], arm.role) | {"finished": finished[place]}
+        for place, arm in arms.items()
+        if place in attempts
+    ]
     found = {key for record in records for key in record if key.startswith("final/")}
     metrics = [*FINAL_METRICS, *sorted(found.difference(FINAL_METRICS))]
-    frame = pd.DataFrame(records, columns=[*RUN_COLUMNS, *metrics], dtype=object)  # keeps None in `invalid`
+    frame = pd.DataFrame(records, columns=[*RUN_COLUMNS, *metrics], dtype=object)  # keeps None in text columns
     text = dict.fromkeys(("mlflow_run_id", "run_key", "arm", "role", "status", "stratum", "data"), str)
     times = dict.fromkeys(("started", "ended"), "datetime64[ns, UTC]")
-    return frame.astype({**text, **times, "seed": int, "reproducible": bool, **dict.fromkeys(metrics, float)})
+    numbers = {"seed": int, "finished": int, **dict.fromkeys(metrics, float)}
+    return frame.astype({**text, **times, "reproducible": bool, **numbers})
 
 
 def load_curves(
@@ -188,6 +197,7 @@ def _record(run: Run, role: schema.Role) -> dict[str, Any]:
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
         "ended": pd.Timestamp(run.info.end_time, unit="ms", tz="UTC") if run.info.end_time else pd.NaT,
         "invalid": tags.get(schema.TAG_INVALID),
+        "reason": tags.get(schema.TAG_REASON),
         **{key: _value(value) for key, value in run.data.metrics.items() if key.startswith("final/")},
     }
 

@@ -110,11 +110,12 @@ def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> 
     for row in known.to_dict("records"):
         style = styles[row["arm"]]
         half = (row["ci_high"] - row["ci_low"]) / 2
-        change = row["tokens_per_s_delta_half"] * control["tokens_per_s"]
+        ends = [(1 + row[f"tokens_per_s_{end}"]) / (1 + row["tokens_per_s_delta"]) for end in ("low", "high")]
+        change = [[(1 - ends[0]) * row["tokens_per_s"]], [(ends[1] - 1) * row["tokens_per_s"]]]
         axes.errorbar(
             [row["tokens_per_s"]],
             [row["mean"]],
-            xerr=[change] if np.isfinite(change) else None,
+            xerr=change if np.isfinite(change).all() else None,
             yerr=[half] if np.isfinite(half) else None,
             fmt=style["marker"],
             color=style["color"],

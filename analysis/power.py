@@ -10,7 +10,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from analysis import dunnett
-from analysis.estimate import OWN_LEVEL, POOL_LEVEL, bartlett_p
+from analysis.estimate import OWN_LEVEL, POOL_LEVEL, bartlett_p, t_quantile
 
 _DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
 
@@ -52,6 +52,23 @@ def detectable_effect(
     if not 0 < power < 1:
         raise ValueError(f"power must lie between 0 and 1, not {power}")
     return sigma * _unit_effect(n_control, tuple(n_arms), alpha, power)
+
+
+def detectable_effect_paired(
+    sigma: float, n: int, num_variants: int, *, correlation: float, alpha: float, power: float = 0.8
+) -> float:
+    """The smallest true difference that a paired design of ``n`` seeds calls better or worse with chance ``power``.
+
+    By :func:`analysis.estimate.paired` and Bonferroni's intervals for ``num_variants``; ``correlation`` is that of a
+    variant's run with the control's of the same seed, and both have the seed standard deviation ``sigma``.
+
+    Raises:
+        ValueError: for fewer than two seeds, or a correlation that leaves no differences.
+    """
+    if n < 2 or not -1 <= correlation < 1:
+        raise ValueError(f"two or more seeds and a correlation in [-1, 1), not {n} and {correlation}")
+    critical = t_quantile(alpha / 2 / num_variants, n - 1)
+    return noncentrality(critical, n - 1, power) * sigma * math.sqrt(2 * (1 - correlation) / n)
 
 
 def seeds_needed(

@@ -56,20 +56,20 @@ class Section:
 
 def markdown(title: str, sections: Sequence[Section], pictures: Mapping[str, str]) -> str:
     """The document in Markdown. ``pictures``: key -> file name. Folded tables are left to the page."""
-    lines = [f"# {_plain(title)}"]
+    lines = [f"# {plain(title)}"]
     for section in sections:
         if section.title:
-            lines.append(f"{'#' * section.level} {_plain(section.title)}")
+            lines.append(f"{'#' * section.level} {plain(section.title)}")
         for part in section.parts:
             if isinstance(part, str):
-                lines.append(_plain(part))
+                lines.append(plain(part))
             elif isinstance(part, Table):
                 if not part.summary:
-                    lines.append(markdown_table(part.titles, [[_plain(cell) for cell in row] for row in part.rows]))
+                    lines.append(markdown_table(part.titles, [[plain(cell) for cell in row] for row in part.rows]))
             elif isinstance(part, Items):
-                lines.append("\n".join(f"- **{_plain(name)}**: {_plain(text)}" for name, text in part.pairs))
+                lines.append("\n".join(f"- **{plain(name)}**: {plain(text)}" for name, text in part.pairs))
             elif isinstance(part, Picture):
-                lines.append(f"![{_plain(part.caption)}]({pictures[part.key]})")
+                lines.append(f"![{plain(part.caption)}]({pictures[part.key]})")
             else:
                 lines.append(f"```\n{part.text}\n```")
     return "\n\n".join(line for line in lines if line) + "\n"
@@ -117,9 +117,9 @@ def _text(text: str) -> str:
     return html.escape(text).replace(" %", "&nbsp;%")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown takes as it is: no markup, no HTML, on one line."""
-    return re.sub(r"([\\`*_\[\]<>&])", r"\\\1", " ".join(text.split()))
+    return html.escape(re.sub(r"([\\`*_\[\]])", r"\\\1", " ".join(text.split())), quote=False)
 
 
 _ICON = '<link rel="icon" href="data:,">'  # or a browser asks for one

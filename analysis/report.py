@@ -91,10 +91,10 @@ def table_text(table: pd.DataFrame, design: Design) -> str:
 
 def summary_markdown(table: pd.DataFrame, design: Design) -> str:
     """Question and verdict table in Markdown: what the tracking store shows beside the runs."""
-    rows = [cells(row, table, design) for row in rows_of(table)]
+    rows = [[render.plain(cell) for cell in cells(row, table, design)] for row in rows_of(table)]
     parts = [
-        f"# {_title(design)}",
-        design.question,
+        f"# {render.plain(_title(design))}",
+        render.plain(design.question),
         markdown_table(titles(table, design), rows),
         f"{headline(design)}\n\n{bottom_line(table)}",
     ]
@@ -161,7 +161,10 @@ def _drawn(drawing: Figure, form: str) -> bytes:
 
 
 def _json_value(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON has no number for what is not known (null), nor for what lies beyond all budgets ("inf", "-inf")."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def _fold(line: str) -> str:

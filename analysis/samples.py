@@ -26,25 +26,29 @@ class Sample:
     memory: np.ndarray  # bytes
     strata: list[str]
     data: list[str]
-    began: pd.Timestamp
-    ended: pd.Timestamp
+    began: pd.Series  # when each started, and ended
+    ended: pd.Series
     reproducible: bool
     eval_se: float
     invalid: Mapping[int, str]  # seed -> why
+    missing: Mapping[int, str]  # seed -> what became of a run that was begun and is not done
+    again: list[int]  # seeds of which more than one attempt finished
 
     @classmethod
     def of(cls, arm: Arm, runs: pd.DataFrame, metric: str) -> Sample:
         """The arm's runs out of the frame of :func:`analysis.load.load_runs`."""
         mine = runs[runs["arm"] == arm.name].sort_values(["seed", "run_key"])
-        invalid, counted = {}, []
-        columns = (mine[name] for name in ("seed", "status", "invalid", metric))
-        for place, (seed, status, fault, loss) in enumerate(zip(*columns, strict=True)):
+        invalid, missing, counted = {}, {}, []
+        columns = (mine[name] for name in ("seed", "status", "invalid", "reason", metric))
+        for place, (seed, status, fault, reason, loss) in enumerate(zip(*columns, strict=True)):
             if pd.notna(fault):
                 invalid[seed] = str(fault)
             elif status == "FINISHED" and not math.isfinite(loss):
                 invalid[seed] = f"{metric} is not a finite number"
             elif status == "FINISHED":
                 counted.append(place)
+            else:
+                missing[seed] = f"{status}{f' ({reason})' if pd.notna(reason) else ''}"
         good = mine.iloc[counted]
         return cls(
             arm,
@@ -54,12 +58,19 @@ class Sample:
             good["final/peak_memory_bytes"].to_numpy(float),
             good["stratum"].tolist(),
             good["data"].tolist(),
-            good["started"].min(),
-            good["ended"].max(),
+            good["started"],
+            good["ended"],
             bool(good["reproducible"].all()),
-            float(good[f"{metric}_se"].mean()) if f"{metric}_se" in good else math.nan,
+            _evaluation_error(good, metric),
             invalid,
+            missing,
+            good.loc[good["finished"] > 1, "seed"].tolist(),
         )
+
+    def partners(self, control: Sample) -> np.ndarray:
+        """The control's values, run by run with the same seeds as here."""
+        by_seed = dict(zip(control.seeds, control.values, strict=True))
+        return np.array([by_seed[seed] for seed in self.seeds])
 
     @property
     def n(self) -> int:
@@ -78,12 +89,7 @@ def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, floa
     if faults := _faults(both):
         return "invalid", "; ".join(faults), math.nan
     delta = float(sample.values.mean() - control.values.mean()) if control.n and sample.n else math.nan
-    short = [
-        f"{s.n} of {s.declared} runs {'of the control ' if s is not sample else ''}finished"
-        for s in both
-        if s.n < s.declared
-    ]
-    if short:
+    if short := [_shortfall(s, "of the control " if s is not sample else "") for s in both if s.n < s.declared]:
         return "undecided", "; ".join(short), delta
     if sample is control:
         return None
@@ -91,7 +97,23 @@ def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, floa
         return "screen", "one seed each: a number, not a verdict", delta
     if reason := _not_independent(control, sample, design):
         return "undecided", reason, delta
+    if design.paired and sample.arm.role == "variant" and np.ptp(sample.values - sample.partners(control)) == 0:
+        return "invalid", f"differs from the control by {delta:g} with every seed: the change did nothing", delta
     return None
+
+
+def _shortfall(sample: Sample, whose: str) -> str:
+    """Which runs there are, and what became of the others."""
+    told = [f"seed {seed} {state}" for seed, state in sample.missing.items()]
+    return f"{sample.n} of {sample.declared} runs {whose}finished" + (f": {', '.join(told)}" if told else "")
+
+
+def _evaluation_error(runs: pd.DataFrame, metric: str) -> float:
+    """Mean standard error over validation windows: it is logged in nats, and a metric in another unit has its share."""
+    error, loss = runs.get("final/val_loss_se"), runs.get("final/val_loss")
+    if not metric.startswith("final/val") or error is None or loss is None or runs.empty:
+        return math.nan
+    return float((error * runs[metric] / loss).mean())
 
 
 def _faults(samples: Sequence[Sample]) -> list[str]:
@@ -111,21 +133,33 @@ def _not_independent(control: Sample, sample: Sample, design: Design) -> str:
             return f"paired analysis needs {MIN_PAIRS} shared seeds, here {sample.n}"
     elif shared := sorted(set(sample.seeds) & set(control.seeds)):
         return f"shares {seed_list(shared)} with the control: not independent; declare paired: true"
-    gap = max(sample.began - control.ended, control.began - sample.ended)
-    if gap > APART and not (control.reproducible and sample.reproducible):
-        return "made apart in time from the control, on hardware that does not repeat its bits: drift looks like this"
-    return _looked(control, sample, design) if sample.arm.role == "variant" else ""
+    if not (control.reproducible and sample.reproducible) and (alone := _alone(control, sample)):
+        return (
+            f"{alone} made apart in time, on hardware that does not repeat its bits: drift looks like this; "
+            "ARGS=--fresh makes them again, side by side"
+        )
+    return _looked(control.arm, sample.arm) if sample.arm.role == "variant" else ""
 
 
-def _looked(control: Sample, sample: Sample, design: Design) -> str:
-    """Seeds that were added once a verdict had been seen."""
-    seen = {s.arm.name: design.looked.get(s.arm.run_keys[0], s.declared) for s in (control, sample)}
-    added = [
-        f"{s.declared - seen[s.arm.name]} of {s.declared} seeds of {s.arm.name}"
-        for s in (control, sample)
-        if s.declared > seen[s.arm.name]
-    ]
-    return f"{' and '.join(added)} were added after a look, which is no test; fresh ones confirm" if added else ""
+def _alone(control: Sample, sample: Sample) -> str:
+    """The runs of either arm that have none of the other within ``APART``."""
+    told = []
+    for one, other in ((control, sample), (sample, control)):
+        lonely = [
+            seed
+            for seed, began, ended in zip(one.seeds, one.began, one.ended, strict=True)
+            if ((other.began > ended + APART) | (other.ended < began - APART)).all()
+        ]
+        told += [f"{one.arm.name} {seed_list(lonely)}"] if lonely else []
+    return " and ".join(told)
+
+
+def _looked(*arms: Arm) -> str:
+    """Seeds that were added or left out once a difference had been seen."""
+    changed = [f"{arm.name} ({arm.looked} then, {len(arm.run_keys)} now)" for arm in arms if arm.looked is not None]
+    if not changed:
+        return ""
+    return f"declared seeds changed after a look, of {' and '.join(changed)}, which is no test; fresh ones confirm"
 
 
 def _mixed(title: str, samples: Sequence[Sample], labels: Sequence[Sequence[str]]) -> list[str]:

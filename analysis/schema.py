@@ -73,7 +73,6 @@ TAG_REPORT = "ablation.report"
 # Experiment tags: the design, and one tag per arm (a tag holds at most 5,000 characters).
 TAG_DESIGN = "ablation.design"
 TAG_ARM_PREFIX = "ablation.arm."
-TAG_LOOKED = "ablation.looked"  # JSON: `Design.looked`
 
 
 def tracking_uri() -> str:
@@ -97,6 +96,7 @@ class Arm:
     expect: Expectation | None = None
     solved: tuple[str, ...] = ()  # paths in `diff` that a matching mode solved for
     tokens: int | None = None  # training tokens of each run of a budget; None: those of the design
+    looked: int | None = None  # how many runs were declared when a difference was first shown, if not these very ones
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Design:
     sigma_prior: float | None = None  # seed sd of the metric as earlier measured on this base
     sigma_source: str = ""
     source: str = ""
-    looked: Mapping[str, int] = field(default_factory=dict)  # first run key of an arm -> its runs at the first verdict
+    looked: Mapping[str, Any] = field(default_factory=dict)  # metric, alpha, margin, variants at the first look
     confirms: bool = False  # the second stage: fresh seeds for what the first one showed
 
     @property
@@ -140,8 +140,8 @@ class Design:
         return tuple(arm for arm in self.arms if arm.role == "budget")
 
     def to_tags(self) -> dict[str, str]:
-        """Experiment tags from which :meth:`from_tags` restores the design; what was looked at has a tag of its own."""
-        head = {key: value for key, value in asdict(self).items() if key not in ("arms", "looked")}
+        """Experiment tags from which :meth:`from_tags` restores the design."""
+        head = {key: value for key, value in asdict(self).items() if key != "arms"}
         head["arms"] = [arm.name for arm in self.arms]
         tags = {TAG_DESIGN: json.dumps(head)}
         tags |= {TAG_ARM_PREFIX + arm.name: json.dumps(asdict(arm)) for arm in self.arms}
@@ -158,4 +158,4 @@ class Design:
             record["solved"] = tuple(record["solved"])
             record["diff"] = {path: tuple(pair) for path, pair in record["diff"].items()}
             arms.append(Arm(**record))
-        return cls(arms=tuple(arms), looked=json.loads(tags.get(TAG_LOOKED, "{}")), **head)
+        return cls(arms=tuple(arms), **head)

@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from numpy.polynomial import Polynomial
 
 from analysis.samples import Sample, bar
 from analysis.schema import Design
@@ -114,11 +115,9 @@ class Scaling:
         Of the parabola (the polynomial) through all budgets; of straight lines where that would not fall throughout.
         """
         knots = np.log2(self.factors)
-        smooth = np.stack([_lagrange(x, knots, i) for i in range(len(knots))], axis=-1)
-        grid = np.linspace(knots[0], knots[-1], 101)
-        curve = sum(_lagrange(grid, knots, i) * mean for i, mean in enumerate(self.means))
-        if (np.diff(curve) < 0).all():
-            return smooth
+        turns = Polynomial.fit(knots, self.means, len(knots) - 1).deriv().roots()
+        if not any(abs(turn.imag) < 1e-9 and knots[0] <= turn.real <= knots[-1] for turn in turns):
+            return np.stack([_lagrange(x, knots, i) for i in range(len(knots))], axis=-1)
         return np.stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))], axis=-1)
 
 

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--save-every", type=_seconds, default=120.0, metavar="SECONDS", help=text)
         text = "windows through the model at a time (default: as many as fit); changes losses by rounding only"
         sub.add_argument("--micro-batch", type=_positive, metavar="WINDOWS", help=text)
-        text = "begin again what is not done, and carry out again what was made on another device, torch or code"
+        text = "begin again what is not done, and what cannot be compared: made on another device, torch or code"
         sub.add_argument("--fresh", action="store_true", help=text)
 
     def gated(sub: argparse.ArgumentParser) -> None:
@@ -218,7 +218,7 @@ def _train(options: argparse.Namespace) -> int:
     from llama_variants.errors import Problem, one_of
     from runners.execute import execute
     from runners.store import RunFolder
-    from runners.sweep import made_otherwise
+    from runners.sweep import made_apart, made_otherwise
     from runners.tracking import Mirror
 
     plan = _load(options)
@@ -236,7 +236,8 @@ def _train(options: argparse.Namespace) -> int:
     folder.on_row = _progress(title, run.recipe.train.num_steps)
     if first:
         print(f"{title}: {folder.path}, on {slots.devices[0]}", flush=True)
-        begins = options.fresh and (folder.status.state != "FINISHED" or run in made_otherwise(plan, RUNS, slots))
+        outdated = (*made_otherwise(plan, RUNS, slots), *made_apart(plan, RUNS, slots))
+        begins = options.fresh and (folder.status.state != "FINISHED" or run in outdated)
         if begins and not folder.forget():
             print(f"note: {title} is being trained, and left alone", flush=True)
         folder.create(run.recipe, run.seed)

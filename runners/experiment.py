@@ -7,7 +7,7 @@ the control with its delta merged in, and nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -103,10 +103,16 @@ class BaseFile(StrictModel):
     plugins: Plugins = ()
 
 
+def _not_a_stage(name: str) -> str:
+    if name.endswith("-confirm"):
+        raise ValueError("another ending: NAME-confirm is the second stage of NAME")
+    return name
+
+
 class ExperimentFile(StrictModel):
     """A file of experiments/."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_not_a_stage)]
     version: Annotated[Literal[1], BeforeValidator(_version)]
     question: Annotated[str, Field(min_length=1, max_length=1000)]
     base: Name
@@ -273,7 +279,7 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         head.source,
         base_file.decide,
         arms=(*arms, *(budgets if head.budgets else ())),
-        screen=builder.screen,
+        screen=_screens(arms),
         paired=head.paired,
         budgets=() if head.budgets else tuple(budgets),
     )
@@ -379,7 +385,6 @@ class _ArmBuilder:
             role: next((n for seeds in written if (n := getattr(seeds, role))), 1)
             for role in ("control", "check", "variant", "budget")
         }
-        self.screen = (override or max(self.count["control"], self.count["variant"])) == 1
 
     def control(self) -> PlannedArm:
         return self._arm(CONTROL, "control", self.recipe, None, ())
@@ -429,7 +434,7 @@ class _ArmBuilder:
 
     def pairing_problems(self, arms: list[PlannedArm]) -> list[Problem]:
         """What keeps the variants from being compared with the control seed by seed."""
-        if not self.paired or self.screen:
+        if not self.paired or _screens(arms):
             return []
         most = len(arms[0].runs)
         wrong = sorted({n for arm in arms if arm.role == "variant" and not MIN_PAIRS <= (n := len(arm.runs)) <= most})
@@ -452,6 +457,11 @@ class _ArmBuilder:
         seeds = [seed_of(CONTROL if shared else name, after + index) for index in range(count)]
         runs = tuple(PlannedRun(name, role, seed, run_key(identity, seed), recipe) for seed in seeds)
         return PlannedArm(name, role, recipe, runs, difference(self.recipe, recipe), expect, solved)
+
+
+def _screens(arms: Iterable[PlannedArm]) -> bool:
+    """Whether there is but one seed of everything that is compared, which gives numbers and no verdict."""
+    return max(len(arm.runs) for arm in arms if arm.role in ("control", "variant")) == 1
 
 
 def _not_comparable(base: TrainConfig, other: TrainConfig) -> Iterator[Problem]:

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.estimate import Noise
-from analysis.power import detectable_effect, seeds_needed, sigma_interval
+from analysis.power import detectable_effect, detectable_effect_paired, seeds_needed, sigma_interval
+from analysis.samples import MIN_PAIRS
+from analysis.schema import METRICS
 from llama_variants.errors import ConfigError, Problem
-from runners.experiment import Plan, PlannedArm
+from runners.experiment import MAX_SEEDS, Plan, PlannedArm
 from runners.health import recipe_faults
 from runners.store import RunFolder
 from runners.sweep import Slots, unfinished
@@ -35,10 +37,7 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
     effect = None
     if sigma is not None and variants and not plan.screen:
         sizes = [len(arm.runs) for arm in variants]
-        effect = max(
-            detectable_effect(sigma, len(control.runs), (n, *sizes[:i], *sizes[i + 1 :]), alpha=plan.decide.alpha)
-            for i, n in enumerate(sizes)
-        )
+        effect = max(_detectable(plan, sigma, n, (*sizes[:i], *sizes[i + 1 :])) for i, n in enumerate(sizes))
     faults: dict[str, list[str]] = {}  # what would make runs invalid, and whose
     for arm in plan.arms:
         for fault in recipe_faults(arm.recipe.train):
@@ -62,6 +61,17 @@ def preview(plan: Plan, root: Path, slots: Slots) -> tuple[str, dict[str, Any]]:
         "faults": faults,
     }
     return _text(plan, record), record
+
+
+PAIRED = "in pairs whose seeds do not correlate; a correlation r makes it sqrt(1 - r) of that (0.71 at +0.5)"
+
+
+def _detectable(plan: Plan, sigma: float, n: int, others: tuple[int, ...]) -> float:
+    """What ``n`` seeds of a variant show beside ``others`` of its family; in pairs, as ``PAIRED`` says."""
+    alpha = plan.decide.alpha
+    if plan.paired:
+        return detectable_effect_paired(sigma, n, 1 + len(others), correlation=0.0, alpha=alpha)
+    return detectable_effect(sigma, len(plan.arms[0].runs), (n, *others), alpha=alpha)
 
 
 def _row(arm: PlannedArm, control: PlannedArm, root: Path) -> dict[str, Any]:
@@ -152,24 +162,26 @@ def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> tuple[str
     num_variants = max(1, sum(arm.role == "variant" for arm in plan.arms))
     n_control = len(plan.arms[0].runs)
     wanted = decide.margin if effect is None else effect
-    rows = [
-        {
-            "seeds": n,
-            **{
-                name: detectable_effect(s, n_control, [n] * num_variants, alpha=decide.alpha)
-                for name, s in (("effect", sigma), ("effect_low", low), ("effect_high", high))
-            },
-        }
-        for n in (2, 3, 4, 5, 6, 8, 12, 16)
-    ]
-    needed = seeds_needed(wanted, sigma, n_control, alpha=decide.alpha, num_variants=num_variants)
+    counts = (5, 6, 8, 12, 16) if plan.paired else (2, 3, 4, 5, 6, 8, 12, 16)
+    rows = []
+    for n in counts:
+        others = (n,) * (num_variants - 1)
+        ends = (("effect", sigma), ("effect_low", low), ("effect_high", high))
+        rows.append({"seeds": n, **{name: _detectable(plan, s, n, others) for name, s in ends}})
+    needed: int | None
+    if plan.paired:
+        enough = (n for n in range(MIN_PAIRS, MAX_SEEDS + 1))
+        needed = next((n for n in enough if _detectable(plan, sigma, n, (n,) * (num_variants - 1)) <= wanted), None)
+    else:
+        needed = seeds_needed(wanted, sigma, n_control, alpha=decide.alpha, num_variants=num_variants)
     record = {
         **{"name": plan.name, "base": plan.base, "metric": decide.metric, "alpha": decide.alpha, "power": 0.8},
-        **{"n_control": n_control, "num_variants": num_variants},
+        **{"n_control": n_control, "num_variants": num_variants, "paired": plan.paired},
         **{"sigma": sigma, "sigma_low": low, "sigma_high": high, "sigma_source": source},
         **{"rows": rows, "effect": wanted, "seeds_needed": needed},
     }
     known = low < high
+    unit = METRICS[decide.metric].unit.replace("nats/token", "nats")
     variants = f"{num_variants} variant{'s' if num_variants > 1 else ''}"
     lines = [
         f"{plan.name} · {plan.base} · {decide.metric} · {n_control} control seeds, {variants}",
@@ -181,9 +193,17 @@ def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> tuple[str
             + (f"   {row['effect_low']:.4f} to {row['effect_high']:.4f}" if known else "")
             for row in rows
         ),
+        *([f"({PAIRED})"] if plan.paired else []),
         "",
-        f"an effect of {wanted:g} nats{' (the margin)' if effect is None else ''} takes "
-        + (f"{needed} seeds of each variant" if needed else f"more than {n_control} control seeds"),
+        f"an effect of {wanted:g} {unit}{' (the margin)' if effect is None else ''} takes "
+        + (
+            f"more than {MAX_SEEDS} seeds"
+            if plan.paired and not needed
+            else f"{needed} seeds of each variant"
+            if needed
+            else f"more than {n_control} control seeds"
+        )
+        + (f", and as many of the control, which has {n_control}" if needed and plan.paired else ""),
     ]
     return "\n".join(lines), record
 
@@ -243,7 +263,7 @@ def _power_lines(plan: Plan, record: dict[str, Any]) -> list[str]:
         return ["smallest detectable effect not known: the base states no seed sd, and no control runs are done"]
     lines = [
         f"smallest effect this design sees 4 times in 5: {effect:.4f} "
-        f"(seed sd {record['sigma']:.4f}: {record['sigma_source']})"
+        f"(seed sd {record['sigma']:.4f}: {record['sigma_source']}){f', {PAIRED}' if plan.paired else ''}"
     ]
     if effect > margin:
         lines.append(f"warning: that is more than the margin of {margin:g}; small differences will come out undecided")

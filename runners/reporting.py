@@ -12,6 +12,7 @@ from analysis import load
 from analysis import report as reports
 from analysis.compare import VERDICTS, compare
 from llama_variants.errors import ConfigError, Problem, one_of
+from runners import looks
 from runners.experiment import Plan
 from runners.store import RunFolder
 from runners.tracking import Mirror
@@ -62,6 +63,8 @@ def read_gates(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
         for word in words.split(","):
             if word not in VERDICTS:
                 problems.append(Problem(("--gate",), repr(text), f"WORDS:ARM, each word {one_of(word, VERDICTS)}"))
+        if arm in gates:
+            problems.append(Problem(("--gate",), repr(text), f"one gate for {arm}, all its words in it: A,B:{arm}"))
         gates[arm] = set(words.split(","))
     if problems:
         raise ConfigError(problems)
@@ -94,11 +97,10 @@ def report(plan: Plan, root: Path, folder: Path, command: str, *, notebooks: boo
         from analysis.export import export
 
         files |= export(stages[0].design.experiment, out_dir)
-    for stage_, table, mirror in zip(stages, tables, mirrors, strict=True):
+    for plan_, stage_, table, mirror in zip(plan.stages, stages, tables, mirrors, strict=True):
         mirror.publish(reports.summary_markdown(table, stage_.design), files.values())
         if not stage_.design.screen:
-            counts = dict(zip(table["arm"], table["n"], strict=True))
-            mirror.look(arm for arm in stage_.design.compared if counts[arm.name] == len(arm.run_keys))
+            looks.note(plan_, table.loc[table["n"] > 0, "arm"], root)
     return Reported(tuple(stages), tuple(tables), files)
 
 

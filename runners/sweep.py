@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from analysis.samples import APART
 from runners.execute import Options
 from runners.experiment import Plan, PlannedRun
 from runners.launchers.local import LocalLauncher
@@ -76,6 +77,32 @@ def made_otherwise(plan: Plan, root: Path, slots: Slots) -> list[PlannedRun]:
     ]
 
 
+def made_apart(plan: Plan, root: Path, slots: Slots, now: float | None = None) -> list[PlannedRun]:
+    """Finished runs that verdicts would not take beside newer ones: hours older, on hardware that may have drifted.
+
+    Those without a chain of runs from them to the newest (to ``now``, where some are still to be carried out) in which
+    each ended less than :data:`analysis.samples.APART` before the next began. A CPU repeats its bits, and so do
+    deterministic kernels; nothing drifts there.
+    """
+    if slots.devices[0] == "cpu":
+        return []
+    now = time.time() if now is None else now
+    done = [
+        (status.ended, status.started, run)
+        for run in plan.runs()
+        if (status := RunFolder(root, run.key).status).state == "FINISHED" and not run.recipe.train.deterministic
+    ]
+    done.sort(key=lambda run: run[0], reverse=True)
+    began = now if unfinished(plan, root) else done[0][1] if done else now
+    apart = []
+    for ended, started, run in done:
+        if ended < began - APART.total_seconds():
+            apart.append(run)
+        else:
+            began = min(began, started)
+    return apart
+
+
 def run_plan(
     plan: Plan,
     *,
@@ -95,8 +122,8 @@ def run_plan(
     """
     from runners.data import prepare
 
-    others = made_otherwise(plan, root, slots)
-    for run in {*others, *unfinished(plan, root)} if fresh else ():
+    others, old = made_otherwise(plan, root, slots), made_apart(plan, root, slots)
+    for run in {*others, *old, *unfinished(plan, root)} if fresh else ():
         if not RunFolder(root, run.key).forget():
             console.print(f"note: {run.arm} seed {run.seed} is being trained, and left alone", highlight=False)
     todo = unfinished(plan, root)
@@ -104,6 +131,13 @@ def run_plan(
         console.print(
             f"note: {len(others)} runs were made on another device, with another torch or with other code; those done "
             "are not comparable with new ones, those begun cannot go on. ARGS=--fresh makes them again.",
+            highlight=False,
+        )
+    if old and not fresh:
+        console.print(
+            f"note: {len(old)} runs were made hours before the others, on hardware that does not repeat its bits; what "
+            "is made now cannot be compared with them. ARGS=--fresh makes them again, train.deterministic would not "
+            "need it.",
             highlight=False,
         )
     if todo:

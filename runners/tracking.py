@@ -6,7 +6,6 @@ is mirrored into each of them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from filelock import FileLock
 
 from analysis import schema
 from llama_variants.config import flatten
+from runners import looks
 from runners.experiment import Plan, PlannedRun
 from runners.store import RunFolder, Status
 
@@ -41,7 +41,7 @@ class Mirror:
         self._offsets: dict[str, int] = {}
 
     def _experiment(self) -> str:
-        design = self.plan.design()
+        design = looks.seen(self.plan, self.root)
         found = self.client.get_experiment_by_name(design.experiment)
         if found is None:
             experiment_id = self.client.create_experiment(design.experiment, artifact_location=_artifacts(self.uri))
@@ -165,14 +165,6 @@ class Mirror:
         for file in files:
             self.client.log_artifact(run.info.run_id, str(file))
         self.client.set_terminated(run.info.run_id)
-
-    def look(self, arms: Iterable[schema.Arm]) -> None:
-        """Record that verdicts on these arms are about to be shown; how many runs they had then stays for good."""
-        tags = self.client.get_experiment(self.experiment_id).tags
-        seen = json.loads(tags.get(schema.TAG_LOOKED, "{}"))
-        now = {arm.run_keys[0]: len(arm.run_keys) for arm in arms} | seen
-        if now != seen:
-            self.client.set_experiment_tag(self.experiment_id, schema.TAG_LOOKED, json.dumps(now))
 
 
 def connect(uri: str) -> MlflowClient:

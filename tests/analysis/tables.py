@@ -42,7 +42,7 @@ def frame(values: Mapping[str, Sequence[float]], plan: Design, seeds: Mapping[st
             seed = seeds[declared.name][i] if declared.name in seeds else len(rows)
             head = (f"id-{key}", key, declared.name, declared.role, seed, "FINISHED", "device=cpu threads=1")
             began = pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=i)
-            values_of = (*head, "d1", True, began, began + pd.Timedelta(minutes=1), None)
+            values_of = (*head, "d1", True, began, began + pd.Timedelta(minutes=1), None, None, 1)
             rows.append(dict(zip(RUN_COLUMNS, values_of, strict=True)) | {"final/val_loss": loss})
     runs = pd.DataFrame(rows, columns=[*RUN_COLUMNS, *FINAL_METRICS])
     runs["final/tokens_per_s"] = 1000.0 * np.exp(0.01 * (np.arange(len(runs)) % 3))

@@ -143,7 +143,8 @@ def test_throughput_is_a_ratio_with_its_interval():
     ratio = np.exp(logs[4:].mean() - logs[:4].mean())
     assert row["tokens_per_s"] == pytest.approx(np.exp(logs[4:].mean()))
     assert row["tokens_per_s_delta"] == pytest.approx(ratio - 1)
-    assert row["tokens_per_s_delta_half"] == pytest.approx((np.exp(interval.high) - np.exp(interval.low)) / 2)
+    ends = row[["tokens_per_s_low", "tokens_per_s_high"]].astype(float)
+    assert ends.tolist() == pytest.approx([np.expm1(interval.low), np.expm1(interval.high)])
 
 
 def test_costs_and_columns():
@@ -205,9 +206,19 @@ def test_a_missing_run_is_undecided_and_leaves_the_others_their_family():
 
 def test_a_failed_run_counts_as_missing():
     plan = design(arm("a", 3))
-    runs = change(frame({"control": CONTROL, "a": LIKE}, plan), "a-1", status="FAILED", final__val_loss=math.nan)
+    runs = frame({"control": CONTROL, "a": LIKE}, plan)
+    runs = change(runs, "a-1", status="FAILED", reason="no disk", final__val_loss=math.nan)
     row = compare(runs, plan).set_index("arm").loc["a"]
-    assert (row["verdict"], row["why"], row["gates_failed"]) == ("undecided", "2 of 3 runs finished", 0)
+    assert (row["verdict"], row["gates_failed"]) == ("undecided", 0)
+    assert row["why"] == "2 of 3 runs finished: seed 5 FAILED (no disk)"
+
+
+def test_a_run_that_was_made_twice_is_told():
+    plan = design(arm("a", 3))
+    runs = change(frame({"control": CONTROL, "a": LIKE}, plan), "a-1", finished=2)
+    flags = compare(runs, plan).set_index("arm")["flags"]
+    assert flags["a"] == "seed 5 finished more than once, the newest counts"
+    assert not flags["control"]
 
 
 def test_no_verdict_without_the_whole_control():
@@ -284,9 +295,12 @@ def test_one_seed_borrows_the_controls_sigma():
     ("expect", "values", "verdict", "why"),
     [
         ("same", LIKE, "as expected", ""),
-        ("same", around(14.0), "differs", "1 in 20 honest rows"),
+        ("same", around(10.3, 3.0), "as expected", "not shown equivalent"),
+        ("same", around(14.0), "differs", "chance, in at most 1 of 20 honest rows"),
         ("worse", around(14.0), "worse", "known-bad control, as expected"),
         ("worse", around(10.3, 2.0), "undecided", "known-bad control not seen: this design is too weak for its budget"),
+        ("worse", around(6.0), "better", "known-bad control found better: do not trust this experiment"),
+        ("worse", around(10.0, 0.1), "equivalent", "known-bad control makes no difference here"),
     ],
 )
 def test_checks_of_the_harness(expect, values, verdict, why):
@@ -361,6 +375,31 @@ def test_paired_needs_enough_shared_seeds(n, seeds, why):
     assert why in row["why"]
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_paired_variant_that_changes_nothing_is_invalid(shift):
+    values = around(10, n=5)
+    plan = design(arm("a", 5), arm("b", 5), control=5, paired=True)
+    given = {"control": values, "a": [value + shift for value in values], "b": [12.1, 8.5, 9.0, 11.2, 13.0]}
+    runs = frame(given, plan, {name: range(5) for name in given})
+    table = compare(runs, plan).set_index("arm")
+    assert table.loc["a", ["verdict", "why"]].tolist() == [
+        "invalid",
+        f"differs from the control by {shift:g} with every seed: the change did nothing",
+    ]
+    assert table.loc["b", "verdict"] == "undecided"  # the others are judged all the same
+
+
+def test_outliers_among_pairs_and_in_a_quiet_arm_are_flagged():
+    control = [10.0, 12.0, 11.0, 15.0, 13.0, 9.0, 14.0, 10.5]
+    odd = [value + step for value, step in zip(control, [0, 0.03, 0.01, 0.02, 30, 0, 0.02, 0.01], strict=True)]
+    plan = design(arm("a", 8), control=8, paired=True)
+    runs = frame({"control": control, "a": odd}, plan, {"control": range(8), "a": range(8)})
+    assert "outlier: seed 4" in compare(runs, plan).set_index("arm").loc["a", "flags"]
+    quiet = [20.0, 20.01, 19.99, 20.0, 21.0]
+    row = judge({"a": quiet}, design(arm("a", 5), margin=0.1)).loc["a"]
+    assert "outlier: seed 8" in row["flags"]
+
+
 def test_shared_seeds_in_an_unpaired_design_decide_nothing():
     row = judge({"a": around(20)}, design(arm("a", 3)), seeds={"a": [3, 8, 9]}).loc["a"]
     assert row["verdict"] == "undecided"
@@ -389,15 +428,32 @@ def test_drift_between_batches_is_not_taken_for_an_effect(hours, reproducible, v
     assert ("apart in time" in row["why"]) == (verdict == "undecided")
 
 
-def test_seeds_added_after_a_look_decide_nothing():
-    looked = {"control-0": 4, "a-0": 3, "b-0": 3, "again-0": 2}
-    plan = design(arm("a", 5), arm("b", 3), arm("again", 3, "check", expect="same"), looked=looked)
+def test_one_run_made_beside_the_variant_does_not_speak_for_the_others():
+    plan = design(arm("a", 3))
+    runs = frame({"control": CONTROL, "a": around(20)}, plan).assign(reproducible=False)
+    early = pd.to_timedelta(runs["run_key"].isin(["control-0", "control-1"]) * 30, unit="D")
+    runs = runs.assign(started=runs["started"] - early, ended=runs["ended"] - early)
+    row = compare(runs, plan).set_index("arm").loc["a"]
+    assert row["verdict"] == "undecided"
+    assert row["why"].startswith("control seeds 0, 1 made apart in time")
+
+
+@pytest.mark.parametrize("then", [3, 8])
+def test_seeds_changed_after_a_look_decide_nothing(then):
+    plan = design(arm("a", 5, looked=then), arm("b", 3), arm("again", 3, "check", expect="same", looked=2))
     values = {"control": CONTROL, "a": around(20, n=5), "b": around(20), "again": LIKE}
     table = compare(frame(values, plan), plan).set_index("arm")
     assert table.loc["again", "verdict"] == "as expected"  # a check asks nothing
     assert table.loc["a", "verdict"] == "undecided"
-    assert "2 of 5 seeds of a were added after a look" in table.loc["a", "why"]
+    assert f"declared seeds changed after a look, of a ({then} then, 5 now)" in table.loc["a", "why"]
     assert table.loc["b", "verdict"] == "worse"
+
+
+def test_other_measures_than_at_the_first_look_are_told():
+    looked = {"metric": "final/val_loss", "alpha": 0.05, "margin": 0.5, "variants": 6}
+    plan = design(arm("a", 3), looked=looked)
+    control = compare(frame({"control": CONTROL, "a": LIKE}, plan), plan).iloc[0]
+    assert control["flags"] == "changed since the first look: margin 0.5 then, 1.0 now, 6 variants then, 1 now"
 
 
 # What is refused

@@ -102,3 +102,19 @@ def test_sigmas_interval_is_chi_squares():
 def test_impossible_designs_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):
         power.detectable_effect(**({"sigma": 1.0, "n_control": 3, "n_arms": [3], "alpha": 0.05} | wrong))
+
+
+@pytest.mark.parametrize(("n", "arms", "correlation"), [(5, 1, 0.0), (8, 3, 0.5), (5, 6, -0.5)])
+def test_an_effect_in_pairs_is_found_as_often_as_promised(n, arms, correlation):
+    effect = power.detectable_effect_paired(0.02, n, arms, correlation=correlation, alpha=ALPHA)
+    generator = np.random.default_rng(0)
+    cov = 0.02**2 * np.array([[1, correlation], [correlation, 1]])
+    pairs = generator.multivariate_normal([0, effect], cov, size=(4000, n))  # (trials, n, 2)
+    p = stats.ttest_rel(pairs[..., 1], pairs[..., 0], axis=1, alternative="greater").pvalue
+    assert (p < ALPHA / 2 / arms).mean() == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize(("n", "correlation"), [(1, 0.0), (5, 1.0)])
+def test_impossible_pairs_are_refused(n, correlation):
+    with pytest.raises(ValueError, match="two or more seeds and a correlation"):
+        power.detectable_effect_paired(1.0, n, 1, correlation=correlation, alpha=ALPHA)

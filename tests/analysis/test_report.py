@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -96,8 +97,16 @@ def test_screens_and_empty_tables_print():
     assert "nan" not in text + empty
 
 
+def test_what_the_tracking_store_shows_is_text(table):
+    wild = table.head(2).assign(why="one\ntwo | <img src=x onerror=alert(1)>")
+    text = report.summary_markdown(wild, replace(PLAN, question="# <b>*?*</b>"))
+    assert "<" not in text
+    assert r"one two \| &lt;img" in text
+    assert "\n\n# &lt;b&gt;\\*?\\*" in text
+
+
 @pytest.mark.parametrize(
-    ("p", "shown"), [(0.5, "0.50"), (0.0213, "0.021"), (0.00002, "2e-5"), (1e-9, "<1e-6"), (math.nan, "")]
+    ("p", "shown"), [(0.5, "0.50"), (0.0213, "0.021"), (0.00002, "2e-5"), (1e-9, "&lt;1e-6"), (math.nan, "")]
 )
 def test_p_is_short(table, p, shown):
     one = table[table["arm"] == "wide"].assign(p_adj=p)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,28 @@ def test_the_table_has_the_worth_but_no_row_for_a_budget():
     assert table.loc["b", "worth"] > 0
     assert table.loc["c", "worth"] == -math.inf
     assert math.isnan(table.loc["control", "worth"])
+
+
+def test_pairs_have_no_worth():
+    """The error is that of differences, and the budgets' seeds are in no pair: the interval would be too narrow."""
+    plan = replace(budgets_design(arm("a", 5), control=5), paired=True)
+    values = {**VALUES, "control": [10.0, 10.2, 10.4, 10.6, 10.1], "a": [9.0, 9.3, 9.4, 9.7, 9.1]}
+    runs = frame(values, plan, {"control": range(5), "a": range(5)})
+    row = compare(runs, plan).set_index("arm").loc["a"]
+    assert row["verdict"] == "better"
+    assert row[["worth", "worth_low", "worth_high", "iso_delta"]].isna().all()
+
+
+def test_the_ratio_of_speeds_has_unequal_ends():
+    """Half as fast, or as fast: the interval of the ratio says, and none of equal halves around it could."""
+    plan = design(arm("a", 3))
+    runs = frame({"control": [10.0, 10.2, 10.4, 10.6], "a": [14.0, 14.1, 14.2]}, plan)
+    runs["final/tokens_per_s"] = [1000.0, 1010, 990, 1000, 500, 660, 871]
+    row = compare(runs, plan).set_index("arm").loc["a"]
+    half = (row["tokens_per_s_high"] - row["tokens_per_s_low"]) / 2
+    assert row["tokens_per_s_delta"] + half < row["tokens_per_s_high"]
+    assert (row["iso_verdict"] == "worse per second") == (row["tokens_per_s_high"] <= 0)
+    assert row["tokens_per_s_high"] > 0
 
 
 def test_a_better_variant_at_half_the_speed_is_worse_per_second():

@@ -157,7 +157,9 @@ def test_stages_gates_budgets_and_a_look(cli, project):
 
     # More seeds after the look decide nothing; the confirmation stands.
     more = cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 4)
-    assert "2 of 4 seeds of theta_100 were added after a look" in " ".join(more.stdout.split())
+    assert "declared seeds changed after a look, of control (3 then, 4 now) and theta_100 (2 then, 4 now)" in " ".join(
+        more.stdout.split()
+    )
 
 
 @pytest.mark.slow
@@ -199,10 +201,11 @@ def test_power_and_calibration_on_finished_runs(cli, project):
         ("bettr:theta_100", "did you mean 'better'"),
         ("theta_100", "WORDS:ARM"),
         (":", "WORDS:ARM"),
+        ("better:theta_100 worse:theta_100", "one gate for theta_100"),
     ],
 )
 def test_a_gate_that_cannot_be_is_refused(cli, gate, says):
-    done = cli("report", EXPERIMENT, "--gate", gate)
+    done = cli("report", EXPERIMENT, *(part for text in gate.split() for part in ("--gate", text)))
     assert done.returncode == 2
     assert says in done.stderr
 

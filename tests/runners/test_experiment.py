@@ -23,6 +23,7 @@ SMOLLM2_DECLARED = {"control": 134_515_008, "mha": 147_786_048, "mqa": 130_091_3
 
 
 SEQ_LEN = 64
+BASE = "experiments/base/micro.yaml"
 
 
 @cache  # the control and the checks are in every plan
@@ -115,6 +116,19 @@ def test_screening_and_seed_override():
     full = load_plan(ROOT / "experiments/demo.yaml", seeds=5)
     assert not full.screen
     assert {run.key for run in plan.runs()} <= {run.key for run in full.runs()}  # a screen is not wasted
+
+
+def test_a_variant_with_seeds_of_its_own_is_no_screen(project):
+    edit(project, "seeds: {control: 3, check: 2, variant: 2}", "seeds: {control: 1, check: 1, variant: 1}", BASE)
+    file = project / "experiments/micro_theta.yaml"
+    assert load_plan(file).screen
+    edit(project, "  theta_100: {", "  theta_100: {seeds: 2, ")
+    assert not load_plan(file).screen
+
+
+def test_the_name_of_a_second_stage_is_taken(project):
+    with pytest.raises(ConfigError, match="NAME-confirm is the second stage of NAME"):
+        load_plan(edit(project, "name: micro-theta", "name: micro-theta-confirm"))
 
 
 @given(name=st.text("abc_/", min_size=1), index=st.integers(0, 100))

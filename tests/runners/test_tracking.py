@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 
 from analysis.load import load_design, load_runs
+from analysis.schema import Design
+from runners import looks
 from runners.experiment import Plan, PlannedRun, load_plan
 from runners.store import RunFolder
 from runners.tracking import Mirror
@@ -125,17 +131,55 @@ def test_a_report_is_one_run_with_the_files_and_no_run_of_an_arm(plan, tmp_path)
     assert not Path("mlruns").exists()
 
 
-def test_the_first_look_at_verdicts_is_kept(plan):
-    mirror = Mirror(plan, ROOT)
-    control, again, theta = plan.design().arms
-    assert load_design(plan.design().experiment).looked == {}
-    mirror.look([control, theta])
-    edited = Path("experiments/micro_theta.yaml")
-    edited.write_text(edited.read_text() + "seeds: {variant: 5}\n")
-    more = load_plan(edited)
-    Mirror(more, ROOT).look(more.design().arms)
-    assert load_design(plan.design().experiment).looked == {
-        control.run_keys[0]: 3,
-        theta.run_keys[0]: 2,
-        again.run_keys[0]: 2,
-    }
+def declared(plan: Plan) -> Design:
+    """The design that the store has, once it was mirrored."""
+    Mirror(plan, ROOT)
+    return load_design(plan.design().experiment)
+
+
+def edited(text: str, into: str = "") -> Plan:
+    file = Path("experiments/micro_theta.yaml")
+    file.write_text(file.read_text().replace(text, into) if text else file.read_text() + into)
+    return load_plan(file)
+
+
+def test_the_first_look_is_kept_whatever_becomes_of_the_store(plan):
+    ROOT.mkdir(exist_ok=True)
+    assert not declared(plan).looked
+    looks.note(plan, [], ROOT)
+    assert not (ROOT / "looks.json").exists()  # nothing was shown
+    looks.note(plan, ["control", "theta_100"], ROOT)
+    assert [arm.looked for arm in declared(plan).arms] == [None, None, None]  # these very runs
+    more = edited("", "seeds: {control: 4, variant: 1}\n")
+    looks.note(more, ["control", "again", "theta_100"], ROOT)
+    Path("mlflow.db").unlink()
+    design = load_design_in_a_new_process(more)
+    assert {arm["name"]: arm["looked"] for arm in design["arms"]} == {"control": 3, "again": None, "theta_100": 2}
+    assert design["looked"]["variants"] == 1
+    # Another change under the same name is another question.
+    assert [arm.looked for arm in looks.seen(edited("theta: 100.0", "theta: 101.0"), ROOT).arms] == [3, None, None]
+
+
+def test_a_confirmation_cannot_be_drawn_again(plan):
+    """Other seeds in the first stage move those of the second, which has been looked at."""
+    ROOT.mkdir(exist_ok=True)
+    staged = edited("", "confirm: {variants: [theta_100], seeds: {control: 3, variant: 3}}\n")
+    assert staged.confirm is not None
+    looks.note(staged.confirm, ["control", "theta_100"], ROOT)
+    moved = edited("", "seeds: {control: 4, variant: 3}\n")
+    assert moved.confirm is not None
+    assert [arm.looked for arm in looks.seen(moved.confirm, ROOT).arms] == [3, 3]
+
+
+def load_design_in_a_new_process(plan: Plan) -> dict[str, Any]:
+    """MLflow keeps a database that is deleted under it; a new process makes a new one."""
+    code = (
+        "import json; from dataclasses import asdict; from pathlib import Path\n"
+        "from runners.experiment import load_plan; from runners.tracking import Mirror\n"
+        "from analysis.load import load_design\n"
+        "plan = load_plan(Path('experiments/micro_theta.yaml')); Mirror(plan, Path('runs'))\n"
+        "print(json.dumps(asdict(load_design(plan.design().experiment))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    design: dict[str, Any] = json.loads(done.stdout)
+    return design
