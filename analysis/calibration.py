@@ -73,7 +73,7 @@ def broken_cases() -> list[Case]:
     for size in (1, 3, 6):
         cases += [Case(f"variants' sd x{k:g}", 8, (3,) * size, (k,) * size) for k in (1.5, 2, 3)]
     cases += [Case(f"one variant's sd x{k:g}", 8, (3,) * 6, (k, *[1.0] * 5)) for k in (1.5, 2, 3)]
-    cases += [Case("variants' sd x0.5", 8, (n,) * 6, (0.5,) * 6) for n in (3, 8)]
+    cases += [Case("variants' sd x0.5", 8, (n,) * size, (0.5,) * size) for n, size in ((3, 6), (8, 6), (8, 12))]
     for r in (-0.5, 0.5):
         cases.append(Case(f"seeds shared, correlation {r:+g}", 8, (5,) * 6, correlation=r, shared_seeds=True))
         cases.append(replace(cases[-1], name=f"the same, declared paired ({r:+g})", paired=True))

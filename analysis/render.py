@@ -119,7 +119,7 @@ def _text(text: str) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown takes as it is: no markup, no HTML, on one line."""
-    return html.escape(re.sub(r"([\\`*_\[\]])", r"\\\1", " ".join(text.split())), quote=False)
+    return html.escape(re.sub(r"([\\`*\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split())), quote=False)
 
 
 _ICON = '<link rel="icon" href="data:,">'  # or a browser asks for one

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.compare import COLUMNS, compare
+from analysis.estimate import OWN_LEVEL
 from tests.analysis.tables import arm, change, design, frame
 
 CONTROL = [10.0, 10.2, 10.4, 10.6]
@@ -80,13 +81,13 @@ def test_a_pooled_interval_is_no_narrower_than_the_arms_own_scatter_allows():
     own = stats.ttest_ind(variant, control, equal_var=False)
     assert row["pooled"]
     assert pooled.confidence_interval(0.95).low > 0  # by pooling alone it would be worse
-    interval = own.confidence_interval(1 - 1.4 * 0.05)
+    interval = own.confidence_interval(1 - OWN_LEVEL * 0.05)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((interval.low, interval.high))
-    assert row["p_adj"] == pytest.approx(own.pvalue / 1.4)
+    assert row["p_adj"] == pytest.approx(own.pvalue / OWN_LEVEL)
     assert row["p"] == pytest.approx(pooled.pvalue)
     assert row["verdict"] == "undecided"
     assert "own scatter" in row["flags"]
-    tost = own.confidence_interval(1 - 2 * 1.4 * 0.05)
+    tost = own.confidence_interval(1 - 2 * OWN_LEVEL * 0.05)
     assert (row["tost_low"], row["tost_high"]) == pytest.approx((tost.low, tost.high))
 
 

@@ -201,7 +201,7 @@ def test_markdown_tells_what_changed_and_what_was_not_matched(runs, curves, tabl
     text = report.write([stage(PLAN, runs, curves)], tmp_path)["markdown"].read_text(encoding="utf-8")
     assert PLAN.question in text
     assert "](losses.png)" in text
-    assert "model.mlp.intermediate\\_size 256 → 512, model.head\\_dim 16 → 8 (solved to match)" in text
+    assert "model.mlp.intermediate_size 256 → 512, model.head_dim 16 → 8 (solved to match)" in text
     assert "- **again (check)**: nothing but the seeds" in text
     assert "| wide | +10.00 % |" in text
     assert "contradicts the expectation (worse)" in text
