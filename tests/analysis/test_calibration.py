@@ -12,6 +12,7 @@ from scipy import stats
 from analysis import calibration
 from analysis.calibration import Case, broken_cases, deal, design, honest_cases, shape, simulate, table_of
 from analysis.compare import compare
+from analysis.estimate import Noise, family
 
 RESULTS = Path(__file__).parents[2] / "experiments/results/calibration-tiny.csv"
 
@@ -136,3 +137,16 @@ def test_dealing_uses_each_run_once_and_counts_exactly():
     same = deal(control, generator.normal(0, 1, 24), 5, 3)
     assert same["predicted"] < 0.1
     assert same["called"] <= 2
+
+
+@pytest.mark.parametrize(("scale", "most"), [(1.0, 0.05), (0.5, 0.05), (2.0, 0.08), (3.0, 0.08)])
+def test_an_arm_at_the_margin_is_seldom_called_equivalent(scale, most):
+    """The margin is no small number of standard errors, or nothing would ever be called so."""
+    generator, margin, called = np.random.default_rng(0), 4.0, 0
+    for _ in range(2000):
+        control, arms = generator.normal(size=8), {"a": margin + scale * generator.normal(size=3)}
+        estimates = family(control, arms, [3], Noise.of({"control": control} | arms), 0.05)
+        low, high = estimates["a"].equivalence_interval(0.05)
+        called += -margin < low and high < margin
+    assert called
+    assert within(called / 2000, 2000, 0, most)
