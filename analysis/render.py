@@ -130,7 +130,8 @@ main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.05rem; margin: 1.2rem 0 .4rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
+.wide { overflow-x: auto; } .wide + .wide { margin-top: 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; } tbody th { font-weight: 600; white-space: nowrap; }
 td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 14rem; }

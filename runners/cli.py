@@ -362,7 +362,7 @@ def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, se
         print(f"\n{reported.text}\n")
         for name in ("report", "markdown", "table"):
             print(f"{name + ':':<9} {reported.files[name]}")
-        print("compare the runs in the MLflow UI: make ui")
+        print(f"compare the runs in the MLflow UI: make ui, {reported.page}")
     missed = reported.missed(gates)
     for line in missed:
         print(line, file=sys.stderr)

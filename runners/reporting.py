@@ -25,6 +25,7 @@ class Reported:
     stages: tuple[reports.Stage, ...]
     tables: tuple[pd.DataFrame, ...]  # of each stage
     files: Mapping[str, Path]
+    page: str  # of the runs, in the tracking UI
 
     @property
     def text(self) -> str:
@@ -101,7 +102,7 @@ def report(plan: Plan, root: Path, folder: Path, command: str, *, notebooks: boo
         mirror.publish(reports.summary_markdown(table, stage_.design), files.values())
         if not stage_.design.screen:
             looks.note(plan_, table.loc[table["n"] > 0, "arm"], root)
-    return Reported(tuple(stages), tuple(tables), files)
+    return Reported(tuple(stages), tuple(tables), files, mirrors[0].page)
 
 
 def _how_to_reproduce(plan: Plan, root: Path, command: str) -> str:

@@ -148,6 +148,12 @@ class Mirror:
         self.client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return str(created.info.run_id)
 
+    @property
+    def page(self) -> str:
+        """The experiment's runs and charts in the UI; a bare link to it may open on the traces of agents."""
+        server = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"  # where `make ui` serves
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+
     def publish(self, markdown: str, files: Iterable[Path]) -> None:
         """Show ``markdown`` (the verdict table) as the experiment's description in the UI, and keep the report's files.
 
