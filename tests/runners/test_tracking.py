@@ -129,7 +129,9 @@ def test_a_report_is_one_run_with_the_files_and_no_run_of_an_arm(plan, tmp_path)
     assert Path(copy).read_text() == "second"
     assert load_runs(plan.design()).empty
     assert not Path("mlruns").exists()
-    assert mirror.page == f"http://127.0.0.1:5000/#/experiments/{mirror.experiment_id}/runs?workflowType=machine_learning"
+    assert (
+        mirror.page == f"http://127.0.0.1:5000/#/experiments/{mirror.experiment_id}/runs?workflowType=machine_learning"
+    )
 
 
 def declared(plan: Plan) -> Design:
