@@ -4,6 +4,7 @@ EXP ?= experiments/demo.yaml
 PORT ?= 5000
 PYTHON ?= python3
 PY := .venv/bin/python
+WORKERS ?= -n 2 --dist worksteal
 # BASE=, SEEDS=, JOBS= and ARGS= go to the command line as they are.
 OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
@@ -57,10 +58,10 @@ weights: setup  ## fetch SmolLM2-135M-Instruct's published weights into cache/
 	$(PY) -m runners weights
 
 test: setup  ## the fast tests
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: setup  ## the slow tests: real packages, whole sweeps
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest $(WORKERS) -m slow $(ARGS)
 
 check: setup  ## lint, format, types, import directions
 	.venv/bin/ruff check .

@@ -2,7 +2,7 @@
 
 On a platform that has a file, a change of the code must give the very same losses. Elsewhere they must lie within six
 standard deviations over seeds. Where losses are meant to change, raise the `semantics` of what changed, and then
-`make test ARGS="tests/runners/test_golden.py --write-golden"`.
+`make test WORKERS= ARGS="tests/runners/test_golden.py --write-golden"`.
 """
 
 from __future__ import annotations
