@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.schema import METRICS, Design
+from analysis.schema import Design, difference_unit
 
 Row = dict[str, Any]  # of the frame of `analysis.compare.compare`
 
@@ -20,8 +20,7 @@ def rows_of(table: pd.DataFrame) -> list[Row]:
 
 def titles(table: pd.DataFrame, design: Design) -> tuple[str, ...]:
     """Titles of the verdict table's columns; "worth" is left out where no arm's is known."""
-    unit = METRICS[design.metric].unit.replace("nats/token", "nats")
-    delta = f"delta {unit} [{100 * (1 - design.alpha):.0f} % interval]"
+    delta = f"delta {difference_unit(design.metric)} [{100 * (1 - design.alpha):.0f} % interval]"
     worth = ("worth",) if table["worth"].notna().any() else ()
     return ("arm", "n", delta, "verdict", "p (adj.)", *worth, "params", "FLOPs", "tok/s", "why")
 
@@ -106,11 +105,11 @@ def percent(value: float) -> str:
 
 
 def speed(row: Row) -> str:
-    """The change of the throughput and the half width of its interval."""
-    change, half = row["tokens_per_s_delta"], (row["tokens_per_s_high"] - row["tokens_per_s_low"]) / 2
+    """The change of the throughput and its interval, in per cent."""
+    change, low, high = (row[f"tokens_per_s_{end}"] for end in ("delta", "low", "high"))
     if not known(change):
         return "–"
-    return f"{100 * change:+.1f} ±{100 * half:.1f} %" if known(half) else percent(change)
+    return f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] %" if known(low) else percent(change)
 
 
 def worth(value: float, design: Design) -> str:

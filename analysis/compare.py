@@ -200,13 +200,13 @@ def _control_row(control: Sample, noise: Noise, design: Design) -> dict[str, Any
 
 def _declared_anew(design: Design) -> list[str]:
     """What is judged by other measures than at the first look."""
-    now = {name: getattr(design, name) for name in ("metric", "alpha", "margin")}
-    changes = [
-        f"{name} {old} then, {now[name]} now" for name, old in design.looked.items() if now.get(name, old) != old
-    ]
     variants = sum(arm.role == "variant" for arm in design.arms)
-    if (then := design.looked.get("variants", 0)) > variants:
-        changes.append(f"{then} variants then, {variants} now")
+    changes = []
+    for name, then in design.looked.items():
+        if name == "variants":
+            changes += [f"{then} variants then, {variants} now"] if then > variants else []
+        elif then != (now := getattr(design, name)):
+            changes.append(f"{name} {then} then, {now} now")
     return [f"changed since the first look: {', '.join(changes)}"] if changes else []
 
 

@@ -11,6 +11,7 @@ from scipy import optimize, special, stats
 
 from analysis import dunnett
 from analysis.estimate import OWN_LEVEL, POOL_LEVEL, bartlett_p, t_quantile
+from analysis.samples import MIN_PAIRS
 
 _DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
 
@@ -93,6 +94,22 @@ def seeds_needed(
         return detectable_effect(sigma, n_control, [n] * num_variants, alpha=alpha, power=power) <= effect
 
     return next((n for n in range(2, most + 1) if seen(n)), None)
+
+
+def seeds_needed_paired(
+    effect: float, sigma: float, num_variants: int, *, correlation: float, alpha: float, most: int, power: float = 0.8
+) -> int | None:
+    """The fewest shared seeds, ``MIN_PAIRS`` or more, with which ``effect`` is detectable in pairs.
+
+    Returns:
+        Their number, or ``None`` when not even ``most`` suffice.
+    """
+
+    def seen(n: int) -> bool:
+        least = detectable_effect_paired(sigma, n, num_variants, correlation=correlation, alpha=alpha, power=power)
+        return least <= effect
+
+    return next((n for n in range(MIN_PAIRS, most + 1) if seen(n)), None)
 
 
 def sigma_interval(sigma: float, df: float, level: float = 0.95) -> tuple[float, float]:

@@ -12,7 +12,8 @@ import pandas as pd
 from analysis.schema import Arm, Design
 
 MIN_PAIRS = 5  # below, pairing costs more in degrees of freedom than it can save
-APART = pd.Timedelta(hours=12)  # without a run in between, two sets of runs were not made side by side
+APART = pd.Timedelta(hours=12)  # farther from each other, two runs were not made side by side
+Times = tuple[pd.Timestamp, pd.Timestamp]  # when a run began, and ended
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Sample:
     memory: np.ndarray  # bytes
     strata: list[str]
     data: list[str]
-    began: pd.Series  # when each started, and ended
-    ended: pd.Series
+    times: list[Times]
     reproducible: bool
     eval_se: float
     invalid: Mapping[int, str]  # seed -> why
@@ -58,8 +58,7 @@ class Sample:
             good["final/peak_memory_bytes"].to_numpy(float),
             good["stratum"].tolist(),
             good["data"].tolist(),
-            good["started"],
-            good["ended"],
+            list(zip(good["started"], good["ended"], strict=True)),
             bool(good["reproducible"].all()),
             _evaluation_error(good, metric),
             invalid,
@@ -145,13 +144,18 @@ def _alone(control: Sample, sample: Sample) -> str:
     """The runs of either arm that have none of the other within ``APART``."""
     told = []
     for one, other in ((control, sample), (sample, control)):
-        lonely = [
-            seed
-            for seed, began, ended in zip(one.seeds, one.began, one.ended, strict=True)
-            if ((other.began > ended + APART) | (other.ended < began - APART)).all()
-        ]
+        alone = stands_alone(one.times, other.times)
+        lonely = [seed for seed, is_alone in zip(one.seeds, alone, strict=True) if is_alone]
         told += [f"{one.arm.name} {seed_list(lonely)}"] if lonely else []
     return " and ".join(told)
+
+
+def stands_alone(times: Sequence[Times], others: Sequence[Times]) -> list[bool]:
+    """Whether each run has none of ``others`` that was under way within ``APART`` before it began or after it ended."""
+    return [
+        all(other_began > ended + APART or other_ended < began - APART for other_began, other_ended in others)
+        for began, ended in times
+    ]
 
 
 def _looked(*arms: Arm) -> str:

@@ -75,6 +75,11 @@ TAG_DESIGN = "ablation.design"
 TAG_ARM_PREFIX = "ablation.arm."
 
 
+def difference_unit(metric: str) -> str:
+    """The unit of a difference in ``metric``; that tokens are meant goes without saying."""
+    return METRICS[metric].unit.replace("nats/token", "nats")
+
+
 def tracking_uri() -> str:
     """The tracking store: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
 

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from analysis.schema import Arm, Design
+from llama_variants.errors import ConfigError, Problem
 from runners.experiment import Plan
 from runners.recipe import run_key
 from runners.store import write_atomically
@@ -65,9 +66,14 @@ def _keys(plan: Plan) -> dict[str, str]:
 
 def _read(root: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(_file(root).read_text())
+        found = json.loads(_file(root).read_text())
     except FileNotFoundError:
         return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        what = "damaged; what was declared at first looks cannot be told"
+        raise ConfigError([Problem((str(_file(root)),), what, "the file as it was, or none, which forgets the looks")])
     return found
 
 

@@ -13,9 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.estimate import Noise
-from analysis.power import detectable_effect, detectable_effect_paired, seeds_needed, sigma_interval
+from analysis.power import (
+    detectable_effect,
+    detectable_effect_paired,
+    seeds_needed,
+    seeds_needed_paired,
+    sigma_interval,
+)
 from analysis.samples import MIN_PAIRS
-from analysis.schema import METRICS
+from analysis.schema import difference_unit
 from llama_variants.errors import ConfigError, Problem
 from runners.experiment import MAX_SEEDS, Plan, PlannedArm
 from runners.health import recipe_faults
@@ -162,18 +168,21 @@ def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> tuple[str
     num_variants = max(1, sum(arm.role == "variant" for arm in plan.arms))
     n_control = len(plan.arms[0].runs)
     wanted = decide.margin if effect is None else effect
-    counts = (5, 6, 8, 12, 16) if plan.paired else (2, 3, 4, 5, 6, 8, 12, 16)
     rows = []
-    for n in counts:
+    for n in (2, 3, 4, 5, 6, 8, 12, 16):
+        if plan.paired and n < MIN_PAIRS:
+            continue
         others = (n,) * (num_variants - 1)
         ends = (("effect", sigma), ("effect_low", low), ("effect_high", high))
         rows.append({"seeds": n, **{name: _detectable(plan, s, n, others) for name, s in ends}})
-    needed: int | None
     if plan.paired:
-        enough = (n for n in range(MIN_PAIRS, MAX_SEEDS + 1))
-        needed = next((n for n in enough if _detectable(plan, sigma, n, (n,) * (num_variants - 1)) <= wanted), None)
+        needed = seeds_needed_paired(wanted, sigma, num_variants, correlation=0.0, alpha=decide.alpha, most=MAX_SEEDS)
+        too_many = f"more than {MAX_SEEDS} seeds"
+        enough = f"{needed} seeds, of the control too, which has {n_control}"
     else:
         needed = seeds_needed(wanted, sigma, n_control, alpha=decide.alpha, num_variants=num_variants)
+        too_many = f"more than {n_control} control seeds"
+        enough = f"{needed} seeds of each variant"
     record = {
         **{"name": plan.name, "base": plan.base, "metric": decide.metric, "alpha": decide.alpha, "power": 0.8},
         **{"n_control": n_control, "num_variants": num_variants, "paired": plan.paired},
@@ -181,7 +190,6 @@ def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> tuple[str
         **{"rows": rows, "effect": wanted, "seeds_needed": needed},
     }
     known = low < high
-    unit = METRICS[decide.metric].unit.replace("nats/token", "nats")
     variants = f"{num_variants} variant{'s' if num_variants > 1 else ''}"
     lines = [
         f"{plan.name} · {plan.base} · {decide.metric} · {n_control} control seeds, {variants}",
@@ -195,15 +203,8 @@ def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> tuple[str
         ),
         *([f"({PAIRED})"] if plan.paired else []),
         "",
-        f"an effect of {wanted:g} {unit}{' (the margin)' if effect is None else ''} takes "
-        + (
-            f"more than {MAX_SEEDS} seeds"
-            if plan.paired and not needed
-            else f"{needed} seeds of each variant"
-            if needed
-            else f"more than {n_control} control seeds"
-        )
-        + (f", and as many of the control, which has {n_control}" if needed and plan.paired else ""),
+        f"an effect of {wanted:g} {difference_unit(decide.metric)}{' (the margin)' if effect is None else ''} takes "
+        f"{enough if needed else too_many}",
     ]
     return "\n".join(lines), record
 

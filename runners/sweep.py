@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from analysis.samples import APART
+from analysis.samples import Times, stands_alone
 from runners.execute import Options
 from runners.experiment import Plan, PlannedRun
 from runners.launchers.local import LocalLauncher
@@ -78,29 +79,46 @@ def made_otherwise(plan: Plan, root: Path, slots: Slots) -> list[PlannedRun]:
 
 
 def made_apart(plan: Plan, root: Path, slots: Slots, now: float | None = None) -> list[PlannedRun]:
-    """Finished runs that verdicts would not take beside newer ones: hours older, on hardware that may have drifted.
+    """Finished runs that would have to be made again, so that verdicts take each beside those of the other arm.
 
-    Those without a chain of runs from them to the newest (to ``now``, where some are still to be carried out) in which
-    each ended less than :data:`analysis.samples.APART` before the next began. A CPU repeats its bits, and so do
-    deterministic kernels; nothing drifts there.
+    By the verdicts' own rule (:func:`analysis.samples.stands_alone`), with what is still to be carried out as made at
+    ``now``; where one is made again, those that had it for company may have to be, too. A CPU repeats its bits, and so
+    do deterministic kernels; nothing drifts there.
     """
-    if slots.devices[0] == "cpu":
+    if slots.devices[0] == "cpu" or all(arm.recipe.train.deterministic for arm in plan.arms):
         return []
-    now = time.time() if now is None else now
-    done = [
-        (status.ended, status.started, run)
-        for run in plan.runs()
-        if (status := RunFolder(root, run.key).status).state == "FINISHED" and not run.recipe.train.deterministic
-    ]
-    done.sort(key=lambda run: run[0], reverse=True)
-    began = now if unfinished(plan, root) else done[0][1] if done else now
-    apart = []
-    for ended, started, run in done:
-        if ended < began - APART.total_seconds():
-            apart.append(run)
-        else:
-            began = min(began, started)
-    return apart
+    soon = _stamp(time.time() if now is None else now)
+    times: dict[str, _Placed] = {}
+    for run in plan.runs():
+        status = RunFolder(root, run.key).status
+        done = status.state == "FINISHED"
+        times.setdefault(run.arm, {})[run] = (_stamp(status.started), _stamp(status.ended)) if done else (soon, soon)
+    control = times.pop(plan.arms[0].name)
+    again: set[PlannedRun] = set()
+    while pair := _first_alone(control, times.values()):
+        mine, others, run = pair
+        # One that will be made now cannot move: another comes to keep it company.
+        moved, arm = (run, mine) if mine[run] != (soon, soon) else (list(others)[-1], others)
+        again.add(moved)
+        arm[moved] = (soon, soon)
+    return [run for run in plan.runs() if run in again]
+
+
+_Placed = dict[PlannedRun, Times]
+
+
+def _first_alone(control: _Placed, arms: Iterable[_Placed]) -> tuple[_Placed, _Placed, PlannedRun] | None:
+    """An arm, the one it is compared with, and a run of the first that stands alone beside the second."""
+    for arm in arms:
+        for mine, others in ((arm, control), (control, arm)):
+            alone = stands_alone(list(mine.values()), list(others.values()))
+            if any(alone):
+                return mine, others, list(mine)[alone.index(True)]
+    return None
+
+
+def _stamp(seconds: float) -> pd.Timestamp:
+    return pd.Timestamp(seconds, unit="s")
 
 
 def run_plan(

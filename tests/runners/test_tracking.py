@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from analysis.load import load_design, load_runs
 from analysis.schema import Design
+from llama_variants.errors import ConfigError
 from runners import looks
 from runners.experiment import Plan, PlannedRun, load_plan
 from runners.store import RunFolder
@@ -161,6 +162,16 @@ def test_the_first_look_is_kept_whatever_becomes_of_the_store(plan):
     assert design["looked"]["variants"] == 1
     # Another change under the same name is another question.
     assert [arm.looked for arm in looks.seen(edited("theta: 100.0", "theta: 101.0"), ROOT).arms] == [3, None, None]
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_record_of_looks_is_named_and_kept(plan, text):
+    ROOT.mkdir(exist_ok=True)
+    (ROOT / "looks.json").write_text(text)
+    for use in (lambda: looks.seen(plan, ROOT), lambda: looks.note(plan, ["control", "theta_100"], ROOT)):
+        with pytest.raises(ConfigError, match=r"looks\.json.*damaged"):
+            use()
+    assert (ROOT / "looks.json").read_text() == text
 
 
 def test_a_confirmation_cannot_be_drawn_again(plan):
