@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -72,6 +75,7 @@ def broken_cases() -> list[Case]:
     cases = []
     for size in (1, 3, 6):
         cases += [Case(f"variants' sd x{k:g}", 8, (3,) * size, (k,) * size) for k in (1.5, 2, 3)]
+    cases += [Case(f"variants' sd x{k:g}", 8, (2,), (k,)) for k in (2, 3)]
     cases += [Case(f"one variant's sd x{k:g}", 8, (3,) * 6, (k, *[1.0] * 5)) for k in (1.5, 2, 3)]
     cases += [Case("variants' sd x0.5", 8, (n,) * size, (0.5,) * size) for n, size in ((3, 6), (8, 6), (8, 12))]
     for r in (-0.5, 0.5):
@@ -127,14 +131,13 @@ def simulation(
     cases: Iterable[Case], noise: np.ndarray | None = None, trials: int = TRIALS
 ) -> Iterator[dict[str, Any]]:
     """A record for each case as it is done: case, design, noise, trials and the rates of :func:`simulate`."""
-    for case in cases:
-        kind = {
-            "case": case.name,
-            "design": case.kind,
-            "noise": "normal" if noise is None else "real",
-            "trials": (n := min(trials, TRIALS) if case.by_table else trials),  # the former are slow, and all alike
-        }
-        yield kind | simulate(case, noise, n)
+    cases = list(cases)
+    # What is judged by tables is slow, and each trial gives the same answer.
+    counts = [min(trials, TRIALS) if case.by_table else trials for case in cases]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for case, n, rates in zip(cases, counts, pool.map(simulate, cases, repeat(noise), counts), strict=True):
+            kind = {"case": case.name, "design": case.kind, "noise": "normal" if noise is None else "real", "trials": n}
+            yield kind | rates
 
 
 def _draw(case: Case, generator: np.random.Generator, noise: np.ndarray | None) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,7 +62,7 @@ def bottom_line(table: pd.DataFrame) -> str:
     passed, failed = int(table["n"].sum()), int(table["gates_failed"].sum())
     parts = [
         f"smallest effect this design could see {number(effect)}" if known(effect) else "",
-        f"variances {'pool' if control['pooled'] else 'do not pool'} (Bartlett p {p_value(control['pool_p'])})"
+        f"variances {'pool' if control['pooled'] else 'do not pool'} ({min(equal_variances(control.to_dict()))[1]})"
         if known(control["pool_p"])
         else "",
         f"evaluation SE {number(control['eval_se'])}" if known(control["eval_se"]) else "",
@@ -70,6 +70,12 @@ def bottom_line(table: pd.DataFrame) -> str:
         f"runs counted {passed}/{table['declared'].sum()}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def equal_variances(row: Mapping[Any, Any]) -> list[tuple[float, str]]:
+    """The tests of equal variances that were made, each with its p, and in words."""
+    tests = (("Bartlett p", row["pool_p"]), ("control's F p", row["control_p"]))
+    return [(p, f"{name} {p_value(p)}") for name, p in tests if known(p)]
 
 
 def known(value: float) -> bool:

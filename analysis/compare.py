@@ -21,8 +21,8 @@ from analysis.worth import Scaling
 VERDICTS = ("better", "worse", "equivalent", "undecided", "invalid", "screen", "as expected", "differs")
 COLUMNS = (
     *("arm", "role", "n", "declared", "mean", "delta", "ci_low", "ci_high", "p", "p_adj", "verdict", "why"),
-    *("sigma", "df", "pooled", "pool_p", "mde", "tost_low", "tost_high", "worth", "worth_low", "worth_high"),
-    *("params_delta", "flops_delta", "memory_delta", "tokens_per_s"),
+    *("sigma", "df", "pooled", "pool_p", "control_p", "mde", "tost_low", "tost_high"),
+    *("worth", "worth_low", "worth_high", "params_delta", "flops_delta", "memory_delta", "tokens_per_s"),
     *("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high"),
     *("iso_delta", "iso_low", "iso_high", "iso_verdict", "eval_se", "gates_failed", "flags"),
 )
@@ -51,8 +51,9 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
         - ``p, p_adj``: two-sided p, alone and adjusted for the family;
         - ``verdict, why``: invalid, better, worse, equivalent, undecided, screen, for a control against itself
           "as expected" or differs, and "" for a sound control; then the reasons, joined by "; ";
-        - ``sigma, df, pooled, pool_p``: seed standard deviation behind the interval (of the differences, if paired),
-          its degrees of freedom, whether it is pooled over the arms, and Bartlett's p of whether it may be;
+        - ``sigma, df, pooled, pool_p, control_p``: seed standard deviation behind the interval (of the differences, if
+          paired), its degrees of freedom, whether it is pooled over the arms, and the p of the two tests of whether
+          it may be: Bartlett's over all arms, and an F test of a control noisier than the others together;
         - ``mde``: the smallest true effect that would be called better or worse 4 times in 5;
         - ``tost_low, tost_high``: the unadjusted 1 - 2 alpha interval that has to lie inside the margin;
         - ``worth, worth_low, worth_high``: what the difference is worth in training data, as a fraction of the
@@ -68,7 +69,7 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
     Raises:
         ValueError: when ``runs`` lacks a column, or holds a run twice or one that the design does not declare.
     """
-    require(runs, (*RUN_COLUMNS, design.metric, "final/tokens_per_s", "final/peak_memory_bytes"))
+    require(runs, (*RUN_COLUMNS, design.metric, "final/tokens_per_s", "final/peak_memory_bytes", "final/compiled"))
     _check_declared(runs, design)
     control, *others = (Sample.of(arm, runs, design.metric) for arm in design.compared)
     bars = {s.arm.name: bar(control, s, design) for s in (control, *others)}
@@ -131,8 +132,8 @@ def _compare(
         lenders = noise.arms if noise.pools else [a for a in (control.arm.name, sample.arm.name) if a in noise.arms]
         single = [f"one seed of {s.arm.name}" for s in (control, sample) if s.n == 1]
         notes = [f"{' and '.join(single)}: sigma borrowed from {', '.join(lenders)}"] if single else []
-        flags = [] if noise.pools else [f"variances differ (Bartlett p {noise.pool_p:.2g}): Welch's test"]
-        flags += _outlier_flag(sample, noise) + _repeated(sample)
+        flags = [] if noise.pools else [f"variances differ ({noise.check}): Welch's test"]
+        flags += _outlier_flag(sample, noise) + _repeated(sample) + _compiled_otherwise(control, sample)
         estimate = estimates[sample.arm.name]
         if estimate.widened(design.alpha):
             flags.append("interval by own scatter")
@@ -148,7 +149,7 @@ def _compare_paired(control: Sample, samples: Sequence[Sample], size: int, alpha
         correlation = np.corrcoef(partners[sample.arm.name], sample.values)[0, 1]
         differences = Noise.of({sample.arm.name: sample.values - partners[sample.arm.name]})
         flags = [f"paired over {sample.n} seeds, correlation {correlation:+.2f}"]
-        flags += _outlier_flag(sample, differences) + _repeated(sample)
+        flags += _outlier_flag(sample, differences) + _repeated(sample) + _compiled_otherwise(control, sample)
         results[sample.arm.name] = _Result(sample.arm, estimates[sample.arm.name], None, [], flags)
     return results
 
@@ -163,6 +164,7 @@ def _outlier_flag(sample: Sample, noise: Noise) -> list[str]:
 
 def _row(sample: Sample, control: Sample) -> dict[str, Any]:
     """What is known of an arm whether or not it can be compared."""
+    alike = sample.n and control.n and len(control.compiled | sample.compiled) == 1  # one way to compute
     row = {
         "arm": sample.arm.name,
         "role": sample.arm.role,
@@ -173,13 +175,13 @@ def _row(sample: Sample, control: Sample) -> dict[str, Any]:
         "iso_verdict": "",
         "params_delta": sample.arm.num_params / control.arm.num_params - 1,
         "flops_delta": sample.arm.flops_per_token / control.arm.flops_per_token - 1,
-        "memory_delta": float(sample.memory.mean() / control.memory.mean() - 1) if sample.n and control.n else math.nan,
+        "memory_delta": float(sample.memory.mean() / control.memory.mean() - 1) if alike else math.nan,
         "eval_se": sample.eval_se,
         "gates_failed": len(sample.invalid),
     }
     if sample.n:
         row["tokens_per_s"] = math.exp(np.log(sample.speeds).mean())
-    if sample.n and control.n and sample is not control:
+    if alike and sample is not control:
         change = welch(np.log(control.speeds), np.log(sample.speeds))
         half = float(stats.t.isf(0.025, change.df)) * change.se
         row["tokens_per_s_delta"] = math.expm1(change.delta)
@@ -194,6 +196,7 @@ def _control_row(control: Sample, noise: Noise, design: Design) -> dict[str, Any
         "df": own.df,
         "pooled": noise.pools,
         "pool_p": noise.pool_p,
+        "control_p": noise.control_p,
         "flags": "; ".join(_declared_anew(design) + _outlier_flag(control, noise) + _repeated(control)),
     }
 
@@ -212,6 +215,15 @@ def _declared_anew(design: Design) -> list[str]:
 
 def _repeated(sample: Sample) -> list[str]:
     return [f"{seed_list(sample.again)} finished more than once, the newest counts"] if sample.again else []
+
+
+def _compiled_otherwise(control: Sample, sample: Sample) -> list[str]:
+    """What compiles and what does not round otherwise, which is noise; but how fast they are says nothing."""
+    if len(control.compiled | sample.compiled) == 1:
+        return []
+    told = {(False,): "not compiled", (True,): "compiled", (False, True): "partly compiled"}
+    mine, theirs = (told[tuple(sorted(s.compiled))] for s in (sample, control))
+    return [f"{mine}, the control {theirs}: speed and memory are not comparable"]
 
 
 def _barred(bar: tuple[str, str, float] | None) -> dict[str, Any]:
@@ -255,6 +267,7 @@ def _judged(result: _Result, row: Mapping[str, Any], scaling: Scaling | None, de
         "df": estimate.df,
         "pooled": noise is not None and noise.pools,
         "pool_p": noise.pool_p if noise else math.nan,
+        "control_p": noise.control_p if noise else math.nan,
         "tost_low": tost_low,
         "tost_high": tost_high,
         "flags": "; ".join(result.flags),

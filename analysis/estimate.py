@@ -14,15 +14,25 @@ from analysis import dunnett
 OWN_OUTLIERS = 4
 """Runs with which an arm shows its outliers by its own scatter."""
 
-POOL_LEVEL = 0.1
-"""Variances pool unless Bartlett's test rejects at this level. It sees little in three seeds an arm; hence the next."""
+POOL_LEVEL = 0.12
+"""Variances pool unless Bartlett's test rejects at this level. It sees little in three seeds; hence OWN_LEVEL."""
 
-OWN_LEVEL = 1.4
+CONTROL_LEVEL = 0.01
+"""Nor do they pool where an F test at this level finds the control noisier than all other arms together. Bartlett's
+test shares its attention among all arms, while the control's error is in every difference: many quiet arms outvote a
+noisy control in a pooled sigma, and then all look different at once."""
+
+OWN_LEVEL = 1.35
 """Where variances pool, an arm's own scatter has its say too: by Welch's test of this arm alone, at this many times
 alpha. A pooled sigma takes an arm of three seeds that scatters three times as widely as the control for different in
 22 % of cases (8 control seeds), and Bartlett's test brings that to 14 % only; both tests together to 8 %. The price is
-power: of effects seen with chance 0.8 by pooling alone, both see 0.63 at three seeds and 0.77 at five. `analysis.power`
-counts it in. All of these are figures of :mod:`analysis.calibration`, which simulates the whole procedure."""
+power: an effect must be 1.25 times as large at three seeds, 1.08 at five, to be found as often as by pooling alone.
+`analysis.power` counts it in. All of these are figures of :mod:`analysis.calibration`, which simulates the whole."""
+
+OWN_LEVEL_OF_TWO = 3.5
+"""The same for an arm, or a control, of two runs. On one degree of freedom Welch's test is so wide that at 1.35 times
+alpha hardly anything passes it (2.5 % false alarms in honest families, and effects twice as large to be found). The
+wider gate lets more through where a variant of two seeds is noisier than it seems: `README.md` has the rates."""
 
 _NAN = math.nan
 
@@ -39,6 +49,7 @@ class Estimate:
     p_holm: float = _NAN
     layout: tuple[int, tuple[int, ...]] | None = None  # runs of the control and of each arm, where Dunnett's test holds
     own: Estimate | None = None  # by the scatter of these two arms alone, where `se` is pooled and it can be had
+    own_level: float = OWN_LEVEL  # how many times alpha that one is taken at
 
     @property
     def p(self) -> float:
@@ -51,26 +62,31 @@ class Estimate:
         if self.layout is None:
             return self.p_holm
         joint = dunnett.tail(self.delta / self.se, *self.layout, self.df)
-        return max(joint, self.own.p / OWN_LEVEL) if self.own else joint
+        return max(joint, self.own.p / self.own_level) if self.own else joint
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The simultaneous interval: by the pooled sigma or by the arm's own scatter, whichever is wider."""
-        return self._around(max(self.critical * self.se, self._own_half(OWN_LEVEL * alpha / 2)))
+        return self._around(max(self.critical * self.se, self._own_half(self.own_level * alpha / 2)))
 
     def equivalence_interval(self, alpha: float) -> tuple[float, float]:
         """The unadjusted 1 - 2 alpha interval: inside a margin, two one-sided tests at ``alpha`` show equivalence."""
         half = t_quantile(alpha, self.df) * self.se
-        return self._around(max(half, self._own_half(OWN_LEVEL * alpha)))
+        return self._around(max(half, self._own_half(self.own_level * alpha)))
 
     def widened(self, alpha: float) -> bool:
         """Whether the simultaneous interval is as wide as it is for the arm's own scatter."""
-        return self._own_half(OWN_LEVEL * alpha / 2) > self.critical * self.se
+        return self._own_half(self.own_level * alpha / 2) > self.critical * self.se
 
     def _own_half(self, tail: float) -> float:
         return t_quantile(tail, self.own.df) * self.own.se if self.own else 0.0
 
     def _around(self, half: float) -> tuple[float, float]:
         return self.delta - half, self.delta + half
+
+
+def own_level(n_control: int, n_arm: int) -> float:
+    """At how many times alpha an arm's own scatter has its say."""
+    return OWN_LEVEL_OF_TWO if min(n_control, n_arm) == 2 else OWN_LEVEL
 
 
 def t_quantile(tail: float, df: float) -> float:
@@ -91,13 +107,21 @@ def bartlett_p(variances: np.ndarray, dfs: np.ndarray) -> np.ndarray:
     return np.asarray(special.chdtrc(len(dfs) - 1, statistic / correction))
 
 
+def control_p(variances: np.ndarray, dfs: np.ndarray) -> np.ndarray:
+    """P of an F test, one-sided, of the first group's variance above that of all others; shapes as `bartlett_p`."""
+    others = np.einsum("g,g...->...", dfs[1:], variances[1:]) / dfs[1:].sum()
+    with np.errstate(divide="ignore", invalid="ignore"):  # no spread in the others: p is 0; nor in the first: NaN
+        return np.asarray(special.fdtrc(dfs[0], dfs[1:].sum(), variances[0] / others))
+
+
 @dataclass(frozen=True)
 class Noise:
-    """Spread between seeds within the arms of one family, the control among them."""
+    """Spread between seeds within the arms of one family, the control first."""
 
     sigma: float  # pooled over `arms`; NaN when none has two runs
     df: int
     pool_p: float  # Bartlett's; NaN when fewer than two arms have two runs
+    control_p: float  # of an F test, the control's variance above that of the others; NaN where Bartlett's says it all
     residuals: Mapping[str, np.ndarray]  # of the arms that have two runs or more
 
     @property
@@ -108,7 +132,14 @@ class Noise:
     @property
     def pools(self) -> bool:
         """Whether one sigma serves all arms; so it does when there is nothing to check."""
-        return not self.pool_p < POOL_LEVEL
+        return not (self.pool_p < POOL_LEVEL or self.control_p < CONTROL_LEVEL)
+
+    @property
+    def check(self) -> str:
+        """The tests of equal variances that were made, in words; "" for none."""
+        told = [f"Bartlett p {self.pool_p:.2g}"] if not math.isnan(self.pool_p) else []
+        told += [f"control's F p {self.control_p:.2g}"] if not math.isnan(self.control_p) else []
+        return ", ".join(told)
 
     @property
     def outliers(self) -> dict[str, list[int]]:
@@ -123,15 +154,18 @@ class Noise:
 
     @classmethod
     def of(cls, samples: Mapping[str, np.ndarray]) -> Noise:
-        """The noise of arms with the given values."""
+        """The noise of arms with the given values, the control's first."""
         residuals = {name: values - values.mean() for name, values in samples.items() if len(values) > 1}
         dfs = np.array([len(r) - 1 for r in residuals.values()])
         squares = np.array([float(r @ r) for r in residuals.values()])
         df = int(dfs.sum())
+        variances = squares / dfs
+        led = len(dfs) > 2 and next(iter(samples)) in residuals
         return cls(
             sigma=math.sqrt(squares.sum() / df) if df else _NAN,
             df=df,
-            pool_p=float(bartlett_p(squares / dfs, dfs)) if len(dfs) > 1 else _NAN,
+            pool_p=float(bartlett_p(variances, dfs)) if len(dfs) > 1 else _NAN,
+            control_p=float(control_p(variances, dfs)) if led else _NAN,
             residuals=residuals,
         )
 
@@ -158,8 +192,8 @@ def family(
     """Each arm against the control, with intervals that hold together with chance 1 - ``alpha``.
 
     Where the variances pool, by Dunnett's test, provided that Welch's test of the arm alone does not speak against it
-    (``OWN_LEVEL``). Else by Welch's statistics with Holm's p and Bonferroni's intervals, on the degrees of freedom of
-    the smaller side: Welch's own approximation fails out in the tail where a family looks (14 % false alarms in a
+    (:func:`own_level`). Else by Welch's statistics with Holm's p and Bonferroni's intervals, on the degrees of freedom
+    of the smaller side: Welch's own approximation fails out in the tail where a family looks (14 % false alarms in a
     family of six at three seeds), while these never exceed alpha (Scheffé 1970, JASA 65:1501).
 
     Args:
@@ -182,7 +216,8 @@ def family(
         delta = float(values.mean() - control.mean())
         own = apart[name] if min(len(control), len(values)) > 1 else None
         layout = len(control), tuple(sizes)
-        estimates[name] = Estimate(delta, se, noise.df, noise.sigma, critical, layout=layout, own=own)
+        level = own_level(len(control), len(values))
+        estimates[name] = Estimate(delta, se, noise.df, noise.sigma, critical, layout=layout, own=own, own_level=level)
     return estimates
 
 

@@ -16,7 +16,7 @@ from analysis.schema import METRICS, Design
 from analysis.worth import Scaling
 
 # Okabe and Ito's colours, told apart by colour-blind readers (yellow left out: too pale for a line), then again dashed.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DASHES = ("-", "--", ":")
 _MARKERS = "osD^vP"  # so that print without colour tells points apart
 _CONTROL = {"color": "#000000", "linestyle": "-", "marker": "o"}
@@ -141,8 +141,8 @@ def arm_styles(design: Design) -> dict[str, dict[str, Any]]:
     styles = {design.control.name: _CONTROL}
     for i, arm in enumerate(design.compared[1:]):
         styles[arm.name] = {
-            "color": _COLOURS[i % len(_COLOURS)],
-            "linestyle": _DASHES[i // len(_COLOURS) % len(_DASHES)],
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": _DASHES[i // len(COLOURS) % len(_DASHES)],
             "marker": _MARKERS[(i + 1) % len(_MARKERS)],
         }
     return styles

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from analysis import dunnett
-from analysis.estimate import OWN_LEVEL, POOL_LEVEL, bartlett_p, t_quantile
+from analysis.estimate import CONTROL_LEVEL, POOL_LEVEL, bartlett_p, control_p, own_level, t_quantile
 from analysis.samples import MIN_PAIRS
 
 _DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
@@ -167,12 +167,15 @@ def _half_widths(n_control: int, n_arms: tuple[int, ...], alpha: float) -> np.nd
     half = dunnett.critical_value(alpha, n_control, n_arms, df) * np.sqrt(pooled) * se
     apart_se, apart_df = _apart(variances[0], variances[1], n_control, n_arms[0])
     if min(n_control, n_arms[0]) > 1:
-        half = np.maximum(half, stats.t.isf(OWN_LEVEL * alpha / 2, apart_df) * apart_se)
+        half = np.maximum(half, stats.t.isf(own_level(n_control, n_arms[0]) * alpha / 2, apart_df) * apart_se)
         apart_df = np.full(_DRAWS, min(n_control, n_arms[0]) - 1.0)
     if many.sum() < 2 or np.isnan(apart_se).any():  # nothing to check, or no other way
         return half
     apart = stats.t.isf(alpha / 2 / len(n_arms), apart_df) * apart_se
-    return np.where(bartlett_p(variances[many], dfs[many]) < POOL_LEVEL, apart, half)
+    differ = bartlett_p(variances[many], dfs[many]) < POOL_LEVEL
+    if many.sum() > 2 and many[0]:
+        differ |= control_p(variances[many], dfs[many]) < CONTROL_LEVEL
+    return np.where(differ, apart, half)
 
 
 def _apart(v0: np.ndarray, v1: np.ndarray, n0: int, n1: int) -> tuple[np.ndarray, np.ndarray]:

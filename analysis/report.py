@@ -21,6 +21,7 @@ from analysis.cells import (
     bottom_line,
     cells,
     count,
+    equal_variances,
     headline,
     interval,
     known,
@@ -305,7 +306,7 @@ def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[
 def _statistics(rows: Sequence[Row], design: Design) -> list[Part]:
     tost = f"{100 * (1 - 2 * design.alpha):.0f} % interval (TOST)"
     heads = (
-        *("arm", "n", "mean", "sigma (df)", "Bartlett p", "delta", "simultaneous interval", "p", "p (adj.)"),
+        *("arm", "n", "mean", "sigma (df)", "equal variances", "delta", "simultaneous interval", "p", "p (adj.)"),
         *(tost, "smallest effect", "flags"),
     )
     lines = [
@@ -316,7 +317,7 @@ def _statistics(rows: Sequence[Row], design: Design) -> list[Part]:
             f"{number(row['sigma'])} ({row['df']:.3g}){'' if row['pooled'] else ' not pooled'}"
             if known(row["sigma"])
             else "–",
-            p_value(row["pool_p"]) or "–",
+            ", ".join(words for _, words in equal_variances(row)) or "–",
             number(row["delta"], "+"),
             interval(row["ci_low"], row["ci_high"]),
             p_value(row["p"]) or "–",

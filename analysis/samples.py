@@ -25,6 +25,7 @@ class Sample:
     values: np.ndarray
     speeds: np.ndarray  # tokens/s
     memory: np.ndarray  # bytes
+    compiled: set[bool]  # whether they were, one or both
     strata: list[str]
     data: list[str]
     times: list[Times]
@@ -56,6 +57,7 @@ class Sample:
             good[metric].to_numpy(float),
             good["final/tokens_per_s"].to_numpy(float),
             good["final/peak_memory_bytes"].to_numpy(float),
+            set(good["final/compiled"] == 1),
             good["stratum"].tolist(),
             good["data"].tolist(),
             list(zip(good["started"], good["ended"], strict=True)),

@@ -49,6 +49,7 @@ METRICS: dict[str, Metric] = {
         Metric("final/val_loss_se", "nats/token", "standard error of final/val_loss over validation windows"),
         Metric("final/train_loss", "nats/token", "mean training loss of the last tenth of the steps"),
         Metric("final/tokens_per_s", "tokens/s", "median training throughput of the run"),
+        Metric("final/compiled", "0 or 1", "whether the model was compiled"),
         Metric("final/peak_memory_bytes", "bytes", "peak memory of the run"),
         Metric("final/wall_time_s", "s", "start of the run to its end, evaluation included"),
     )

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from analysis import load
 from analysis.calibration import broken_cases, deal, honest_cases, shape, simulation
+from analysis.schema import Design
 from llama_variants.errors import ConfigError, Problem
 from runners.experiment import Plan
 from runners.store import write_atomically
@@ -23,29 +24,31 @@ DEALT = (5, 3)  # runs of the control and of the other arm in each small experim
 LEAST = 20  # control runs: fewer say little of the noise's shape
 
 
-def calibrate(plan: Plan, root: Path, folder: Path, trials: int, console: Console) -> dict[str, Any]:
+def calibrate(
+    plan: Plan, root: Path, folder: Path, trials: int, console: Console, losses: Path | None = None
+) -> dict[str, Any]:
     """Print the calibration of the verdicts on this plan's finished runs, and write it to calibration.json.
 
-    The noise that is resampled is that of the plan's control runs and of checks that repeat the control.
+    The noise that is resampled is that of the plan's control runs and of checks that repeat the control. ``losses`` is
+    a table of finished runs to take in place of the plan's own: arm, seed and the metric.
 
     Raises:
-        ConfigError: when fewer than ``LEAST`` control runs are done.
+        ConfigError: when fewer than ``LEAST`` control runs are done, or ``losses`` is no such table.
     """
-    design, runs = _runs(plan, root)
-    good = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].sort_values("seed")
-    losses = {name: group[design.metric].to_numpy(float) for name, group in good.groupby("arm", sort=False)}
+    design, good = _stored(plan, losses) if losses else _finished(plan, root)
+    by_arm = {name: group[design.metric].to_numpy(float) for name, group in good.groupby("arm", sort=False)}
     same = [arm.name for arm in design.compared if arm.role == "control" or (arm.role == "check" and not arm.diff)]
-    control = losses.get(design.control.name, np.array([]))
+    control = by_arm.get(design.control.name, np.array([]))
     if len(control) < LEAST:
         allowed = f"{LEAST} finished control runs; make them by: make ablation EXP=experiments/calibration.yaml"
         raise ConfigError([Problem(("experiment",), f"{plan.name} on {plan.base} with {len(control)}", allowed)])
-    groups = [losses[name] for name in same if len(losses.get(name, ())) > 1]
+    groups = [by_arm[name] for name in same if len(by_arm.get(name, ())) > 1]
     noise = shape(groups)
     dealt = [
-        {"arm": arm.name, "delta": float(losses[arm.name].mean() - control.mean())}
-        | deal(control, losses[arm.name], *DEALT)
+        {"arm": arm.name, "delta": float(by_arm[arm.name].mean() - control.mean())}
+        | deal(control, by_arm[arm.name], *DEALT)
         for arm in design.compared[1:]
-        if len(losses.get(arm.name, ())) >= DEALT[1]
+        if len(by_arm.get(arm.name, ())) >= DEALT[1]
     ]
     console.print(f"{design.name} on {design.base}: {design.metric}")
     console.print(_noise_text(noise))
@@ -68,12 +71,24 @@ def calibrate(plan: Plan, root: Path, folder: Path, trials: int, console: Consol
     return record
 
 
-def _runs(plan: Plan, root: Path) -> tuple[Any, pd.DataFrame]:
+def _stored(plan: Plan, file: Path) -> tuple[Design, pd.DataFrame]:
+    design = plan.design()
+    try:
+        runs = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(("--losses",), str(file), f"a readable CSV file ({error})")]) from None
+    if missing := {"arm", "seed", design.metric} - set(runs):
+        raise ConfigError([Problem(("--losses",), str(file), f"a table with columns {', '.join(sorted(missing))}")])
+    return design, runs.sort_values("seed")
+
+
+def _finished(plan: Plan, root: Path) -> tuple[Design, pd.DataFrame]:
     mirror = Mirror(plan, root)
     for run in plan.runs():
         mirror.sync(run)
     design = load.load_design(plan.design().experiment)
-    return design, load.load_runs(design)
+    runs = load.load_runs(design)
+    return design, runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].sort_values("seed")
 
 
 def _finite(value: Any) -> Any:

@@ -40,10 +40,8 @@ def name(case: Case) -> str:
 
 def check_honest(case: Case, noise: np.ndarray | None, trials: int) -> None:
     rates = simulate(case, noise, trials)
-    # Two seeds say so little of their own scatter that the procedure errs on the safe side there.
-    least = 0.015 if 2 in case.sizes else 0.03
-    assert within(rates["alarms"], trials, least, 0.07), rates
-    assert within(rates["coverage"], trials, 0.93, 1 - least), rates
+    assert within(rates["alarms"], trials, 0.03, 0.07), rates
+    assert within(rates["coverage"], trials, 0.93, 0.97), rates
     assert within(rates["power"], trials, 0.75, 0.85), rates
 
 
@@ -59,7 +57,7 @@ def test_honest_experiments(case, noise):
     check_honest(case, residuals() if noise == "real" else None, 2000)
 
 
-LIMIT = [case for case in broken_cases() if len(case.sizes) == 12]
+LIMIT = [case for case in broken_cases() if case.sizes == (2,)]
 
 
 @pytest.mark.slow
@@ -72,13 +70,13 @@ def test_the_guards_hold_where_an_assumption_is_broken(case, noise):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "alarms"), [("normal", 0.099), ("real", 0.118)])
-def test_the_known_limit_is_as_bad_as_it_is_said_to_be(noise, alarms):
-    """A control twice as noisy as all of twelve variants: README prints these rates in bold."""
-    (case,) = LIMIT
+@pytest.mark.parametrize("noise", ["normal", "real"])
+@pytest.mark.parametrize(("case", "alarms"), zip(LIMIT, (0.10, 0.14), strict=True))
+def test_the_known_limit_is_as_bad_as_it_is_said_to_be(case, alarms, noise):
+    """A noisy variant of two seeds: README prints these rates in bold."""
     rates = simulate(case, residuals() if noise == "real" else None, 2000)
     assert within(rates["alarms"], 2000, alarms, alarms), rates
-    assert rates["alarms"] < rates["naive_alarms"]
+    assert rates["alarms"] < 0.6 * rates["naive_alarms"]
 
 
 def test_pooling_alone_fails_as_published():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.compare import COLUMNS, compare
-from analysis.estimate import OWN_LEVEL
+from analysis.estimate import own_level
 from tests.analysis.tables import arm, change, design, frame
 
 CONTROL = [10.0, 10.2, 10.4, 10.6]
@@ -73,21 +73,22 @@ def test_unequal_spreads_get_welchs_statistics_on_the_degrees_of_the_smaller_sid
     assert table.loc["control", "sigma"] == pytest.approx(np.std(CONTROL, ddof=1))
 
 
-def test_a_pooled_interval_is_no_narrower_than_the_arms_own_scatter_allows():
-    control, variant = [10.0, 10.1, 10.2, 10.3, 10.4, 10.1, 10.2, 10.3], [10.3, 10.6, 10.9]
-    plan = design(arm("a", 3), control=8, margin=0.1)
+@pytest.mark.parametrize("variant", [[10.3, 10.6, 10.9], [10.45, 10.75]])
+def test_a_pooled_interval_is_no_narrower_than_the_arms_own_scatter_allows(variant):
+    control = [10.0, 10.1, 10.2, 10.3, 10.4, 10.1, 10.2, 10.3]
+    plan, level = design(arm("a", len(variant)), control=8, margin=0.1), own_level(8, len(variant))
     row = compare(frame({"control": control, "a": variant}, plan), plan).set_index("arm").loc["a"]
     pooled = stats.ttest_ind(variant, control)
     own = stats.ttest_ind(variant, control, equal_var=False)
     assert row["pooled"]
     assert pooled.confidence_interval(0.95).low > 0  # by pooling alone it would be worse
-    interval = own.confidence_interval(1 - OWN_LEVEL * 0.05)
+    interval = own.confidence_interval(1 - level * 0.05)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((interval.low, interval.high))
-    assert row["p_adj"] == pytest.approx(own.pvalue / OWN_LEVEL)
+    assert row["p_adj"] == pytest.approx(own.pvalue / level)
     assert row["p"] == pytest.approx(pooled.pvalue)
     assert row["verdict"] == "undecided"
     assert "own scatter" in row["flags"]
-    tost = own.confidence_interval(1 - 2 * OWN_LEVEL * 0.05)
+    tost = own.confidence_interval(1 - 2 * level * 0.05)
     assert (row["tost_low"], row["tost_high"]) == pytest.approx((tost.low, tost.high))
 
 

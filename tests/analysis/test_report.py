@@ -177,7 +177,7 @@ def test_the_page_needs_nothing_else_and_has_everything_in_its_cells(runs, curve
         assert shown[3] == row["verdict"]
         if math.isfinite(row["ci_low"]):
             assert shown[2] == f"{row['delta']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
-    statistics = next(rows for rows in page.cells if "Bartlett p" in rows[0])
+    statistics = next(rows for rows in page.cells if "equal variances" in rows[0])
     place = statistics[0].index("smallest effect")
     assert [row[place] for row in statistics[1:] if row[0] == "wide"] == [
         f"{table.set_index('arm').loc['wide', 'mde']:.4f}"

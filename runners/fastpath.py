@@ -1,0 +1,91 @@
+"""How a run computes its steps: compiled where that works and gives the same losses, and in what micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llama_variants import LlamaForCausalLM
+from runners import memory
+from runners.accumulate import find_micro_batch, gradients
+from runners.compilation import compile_model, eager, is_compiled, uncompile_model
+from runners.determinism import autocast
+from runners.evaluate import window_losses
+from runners.parallel import World
+from runners.recipe import TrainConfig
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+"""How far compiled losses may lie from eager ones, in nats at the level of guessing. Compiled code rounds to bfloat16
+less often, and sums in another order; 4e-6 was seen in float32."""
+
+
+class _DiffersError(Exception):
+    """Compiled code gave another loss."""
+
+
+def settle(
+    model: LlamaForCausalLM,
+    batch: Tensor,
+    config: TrainConfig,
+    world: World,
+    say: Callable[[str], None],
+    *,
+    compiled: bool,
+    micro_batch: int = 0,
+) -> tuple[int, bool]:
+    """Compile ``model`` if asked to, find the micro-batch, and see that both work.
+
+    What cannot be compiled, or gives other losses compiled than not, runs as it is written; a line says so.
+
+    Args:
+        model: on its device; its parameters are left alone, and without gradients.
+        batch: this process's rows of a global batch (b, t).
+        config: the recipe.
+        world: the processes that share the run; all get the same answer.
+        say: takes a line for people.
+        compiled: whether to compile.
+        micro_batch: windows at a time; as many as fit into memory when 0.
+
+    Returns:
+        The micro-batch, and whether the model is compiled.
+
+    Raises:
+        RuntimeError: when not even one window fits into memory.
+    """
+    if compiled:
+        compile_model(model)
+        count, failure = 0, ""
+        try:
+            count = micro_batch or find_micro_batch(model, batch, config, world.size, say)
+            _check_compiled(model, batch[:count], config)
+        except Exception as error:  # Dynamo's, Inductor's and Triton's have no class in common
+            if memory.is_out_of_memory(error):
+                raise
+            failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        model.zero_grad(set_to_none=True)
+        if world.least(not failure):
+            return world.least(count), True
+        uncompile_model(model)
+        memory.release()
+        say(f"not compiled, and slower: {failure or 'another process of this run could not'}")
+    return world.least(micro_batch or find_micro_batch(model, batch, config, world.size, say)), False
+
+
+def _check_compiled(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> None:
+    """Raise unless ``batch`` (b, t) has the same losses compiled and eager, in training and in evaluation."""
+    assert is_compiled(model)
+    mode = model.training
+    model.train()
+    losses = [gradients(model, batch, config, World(), len(batch)) * config.batch_size / len(batch)]
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    with torch.no_grad():
+        losses.append(window_losses(model, batch, config.precision).mean())
+        with eager(), autocast(batch.device, config.precision):
+            expected = float(model(batch, labels=batch).loss)
+    model.train(mode)
+    for what, loss in zip(("training", "evaluation"), losses, strict=True):
+        if not abs(float(loss) - expected) <= TOLERANCE[config.precision]:
+            raise _DiffersError(f"loss {float(loss):.6f} in {what}, {expected:.6f} as it is written")
