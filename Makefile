@@ -5,12 +5,14 @@ PORT ?= 5000
 PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= -n 2 --dist worksteal
+WHAT ?= peers
+BENCH := .venv-bench/bin/python
 # BASE=, SEEDS=, JOBS= and ARGS= go to the command line as they are.
 OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power ablation report notebooks ui calibrate weights test test-slow check lock clean
+.PHONY: help setup demo plan power ablation report notebooks ui calibrate bench weights test test-slow check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -54,6 +56,19 @@ ui: setup  ## the MLflow UI on 127.0.0.1, PORT=5000
 calibrate: setup  ## how often verdicts are right, simulated and on the runs of experiments/calibration.yaml
 	$(PY) -m runners calibrate experiments/calibration.yaml $(ARGS)
 
+bench: .venv-bench/.ready  ## tokens/s beside transformers, litgpt and torchtitan (WHAT=peers|blocks|scaling|paths|jobs)
+	$(BENCH) -m runners bench $(WHAT) $(if $(BASE),--base $(BASE)) $(ARGS)
+
+# The peers' packages lie over those of .venv, and only `make bench` sees them. torchtitan imports Triton, which comes
+# with torch's builds for cards only.
+.venv-bench/.ready: .venv/.ready requirements-bench.lock
+	$(PY) -m venv .venv-bench
+	$(BENCH) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "project.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+		"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(BENCH) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.lock
+	$(BENCH) -c 'import triton' 2>/dev/null || $(BENCH) -m pip install --quiet --disable-pip-version-check --no-deps triton==3.4.0
+	@touch $@
+
 weights: setup  ## fetch SmolLM2-135M-Instruct's published weights into cache/
 	$(PY) -m runners weights
 
@@ -77,4 +92,4 @@ lock: ## pin the newest versions inside the ranges of pyproject.toml
 	rm -r .venv-lock
 
 clean:  ## remove the environment and everything cached; runs, reports and mlflow.db stay
-	rm -rf .venv cache build *.egg-info
+	rm -rf .venv .venv-bench cache build *.egg-info

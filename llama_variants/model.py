@@ -199,6 +199,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.check()
         self.model = LlamaModel(blocks)
         self.lm_head = HEAD[blocks.head.type](blocks)
+        self.loss_function = next_token_loss
         for prefix, module in self.named_modules():
             INIT[blocks.init.type].check(module, f"{prefix}.")
         self.post_init()
@@ -272,15 +273,7 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
             cache = DynamicCache(config=self.config)
         x = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds)
         logits = self.lm_head(x[:, -logits_to_keep:])
-        loss = None
-        if labels is not None:
-            # The labels are shifted, not the logits: cutting the last position off would copy all of them.
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(
-                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction
-            )
-            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        loss = None if labels is None else self.loss_function(logits, labels, num_items_in_batch)
         kept: dict[str, Any] = {_CACHE: cache if use_cache else None}
         out = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
         return out.to_tuple() if return_dict is False else out
@@ -296,6 +289,23 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config = own
+
+
+def next_token_loss(
+    logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"], num_items: Tensor | int | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each position's logits with the next position's label, in float32.
+
+    Args:
+        logits: (b, t, v).
+        labels: (b, t), not shifted; -100 is ignored.
+        num_items: what the sum is divided by; the number of predicted labels when None.
+    """
+    # The labels are shifted, not the logits: cutting the last position off would copy all of them.
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    reduction = "mean" if num_items is None else "sum"
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+    return loss if num_items is None else loss / num_items
 
 
 def build_model(

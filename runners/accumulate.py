@@ -13,6 +13,10 @@ from runners.determinism import autocast
 from runners.parallel import World
 from runners.recipe import TrainConfig
 
+AT_ONCE = {"cpu": 4096, "accelerator": 65_536}
+"""Tokens that go through the model at a time, at most. A processor has no launches to hide, and takes memory that it
+does not have: what is killed for it cannot be tried again."""
+
 
 def gradients(model: nn.Module, batch: Tensor, config: TrainConfig, world: World, micro_batch: int) -> Tensor:
     """Leave the gradients of the global batch's mean loss in the parameters, and return that loss, in nats.
@@ -41,20 +45,22 @@ def gradients(model: nn.Module, batch: Tensor, config: TrainConfig, world: World
 
 
 def find_micro_batch(
-    model: LlamaForCausalLM, batch: Tensor, config: TrainConfig, world: World, say: Callable[[str], None]
+    model: LlamaForCausalLM, batch: Tensor, config: TrainConfig, world_size: int, say: Callable[[str], None]
 ) -> int:
     """The most windows of ``batch`` (b, t) that go through a training step at once: all of them, half, a quarter …
 
-    Tries it, forward and backward, with the room held free that AdamW's two moments will take,
-    and the buckets in which several processes exchange gradients. Leaves no gradients.
+    Not more than ``AT_ONCE`` tokens; from there on nothing is gained. Tries it, forward and backward, with the room
+    held free that AdamW's two moments will take, and the buckets in which several processes exchange gradients. Leaves
+    no gradients.
     """
     size = sum(p.numel() for p in model.parameters())
-    room = torch.empty((2 if world.size == 1 else 3) * size, device=batch.device)
+    room = torch.empty((2 if world_size == 1 else 3) * size, device=batch.device)
     # One micro-batch shows what fits; the others would only take time.
+    most = max(1, AT_ONCE["cpu" if batch.device.type == "cpu" else "accelerator"] // batch.shape[1])
     count, _ = memory.largest_that_fits(
-        len(batch), lambda count: gradients(model, batch[:count], config, World(), count), say
+        min(len(batch), most), lambda count: gradients(model, batch[:count], config, World(), count), say
     )
     del room
     model.zero_grad(set_to_none=True)
     memory.release()
-    return world.least(count)
+    return count

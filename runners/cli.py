@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--save-every", type=_seconds, default=120.0, metavar="SECONDS", help=text)
         text = "windows through the model at a time (default: as many as fit); changes losses by rounding only"
         sub.add_argument("--micro-batch", type=_positive, metavar="WINDOWS", help=text)
+        text = "compile the model: auto is on a GPU, and as it was begun; changes losses by rounding only"
+        sub.add_argument("--compile", choices=("auto", "on", "off"), default="auto", dest="compile_mode", help=text)
         text = "begin again what is not done, and what cannot be compared: made on another device, torch or code"
         sub.add_argument("--fresh", action="store_true", help=text)
 
@@ -93,7 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     power.add_argument("--json", action="store_true", help="print JSON")
     calibrate = verb("calibrate", _calibrate, "show how often verdicts are right: simulated, and on finished runs")
     calibrate.add_argument("--trials", type=_positive, default=2000, help="simulated experiments a case")
+    calibrate.add_argument("--losses", type=Path, metavar="CSV", help="a table of finished runs (arm, seed, loss)")
     calibrate.add_argument("--json", action="store_true", help="print JSON")
+    bench = verbs.add_parser("bench", help="measure training throughput, in turn with what it is compared to")
+    bench.add_argument("what", choices=("peers", "blocks", "scaling", "paths", "jobs"))
+    bench.add_argument("--base", help="a base (default: tiny on a CPU, else smollm2-135m)")
+    bench.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    bench.add_argument("--rounds", type=_positive, default=5, help="measurements of each, in turn (default 5)")
+    bench.add_argument("--seconds", type=_seconds, default=1.0, help="least time of a measurement (default 1)")
+    bench.add_argument("--seq-len", type=_positive, help="window in tokens (default: the base's)")
+    bench.add_argument("--tokens", type=_positive, help="tokens of a step (default: the base's)")
+    bench.add_argument("--steps", type=_positive, default=400, help="steps of each run of `jobs` (default 400)")
+    bench.add_argument("--threads", type=_positive, help="threads on a CPU (default: one to a core)")
+    bench.add_argument("--only", default="", metavar="NAMES", help="contenders or variants, with commas between")
+    bench.add_argument("--compile", choices=("auto", "on", "off"), default="auto", dest="compile_mode")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(verb=_bench)
     doctor = verbs.add_parser("doctor", help="show what a model is made of and what it costs")
     doctor.description = "Show what a model is made of, layer by layer, and what it costs."
     doctor.add_argument("--model", default="smollm2-135m", help="a base, its YAML, or a folder of saved weights")
@@ -168,7 +185,7 @@ def _slots(options: argparse.Namespace, plan: Any) -> Any:
 def _training(options: argparse.Namespace) -> Any:
     from runners.execute import Options
 
-    return Options(options.save_every, options.micro_batch)
+    return Options(options.save_every, options.micro_batch, options.compile_mode)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -297,9 +314,45 @@ def _calibrate(options: argparse.Namespace) -> int:
     from runners.calibrate import calibrate
 
     console = Console(soft_wrap=True, markup=False, highlight=False, stderr=options.json)
-    record = calibrate(_load(options), RUNS, REPORTS, options.trials, console)
+    record = calibrate(_load(options), RUNS, REPORTS, options.trials, console, options.losses)
     if options.json:
         print(json.dumps(record, indent=1))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import torch
+
+    from llama_variants.errors import Problem
+    from runners.bench.verb import Request, bench
+    from runners.data import DataError
+    from runners.determinism import resolve_device
+
+    try:
+        device = resolve_device(options.device)
+    except ValueError as error:
+        raise ConfigError([Problem(("--device",), options.device, str(error))]) from None
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    request = Request(
+        options.what,
+        device,
+        options.base,
+        options.rounds,
+        options.seconds,
+        options.seq_len,
+        options.tokens,
+        tuple(filter(None, map(str.strip, options.only.split(",")))),
+        options.compile_mode,
+        options.steps,
+    )
+    console = Console(soft_wrap=True, markup=False, highlight=False, stderr=options.json)
+    try:
+        record = bench(request, CACHE, REPORTS / "bench", console)
+    except (DataError, RuntimeError) as error:  # of the data, of a peer, or no memory
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(record, indent=1, default=str))
     return 0
 
 

@@ -20,7 +20,10 @@ import torch
 import llama_variants
 import runners
 
-TRAINING_MODULES = ("train", "evaluate", "optim", "determinism", "recipe", "parallel", "checkpoint", "accumulate")
+TRAINING_MODULES = (
+    *("train", "evaluate", "optim", "determinism", "recipe", "parallel", "checkpoint", "accumulate"),
+    *("compilation", "fastpath"),
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -99,7 +102,6 @@ def stratum(device: torch.device, threads: int) -> str:
         "device": device_name(device).replace(" ", "-"),
         "threads": threads if device.type == "cpu" else 0,  # an accelerator's results do not depend on them
         "torch": torch.__version__,
-        "compile": "off",
         "code": code_hash(),
     }
     return " ".join(f"{key}={value}" for key, value in parts.items() if value != 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from llama_variants import LlamaForCausalLM
+from runners.compilation import compiled, is_compiled
 from runners.determinism import autocast
 
 
@@ -19,6 +20,18 @@ class Evaluation:
 
     loss_nats: float
     se_nats: float
+
+
+def window_losses(model: LlamaForCausalLM, ids: Tensor, precision: str) -> Tensor:
+    """Mean next-token loss (b,) of each window of ``ids`` (b, t), by the model as it is set."""
+    with autocast(model.device, precision):
+        logits = model(ids).logits  # (b, t, v)
+    return (compiled(_per_window) if is_compiled(model) else _per_window)(logits, ids)
+
+
+def _per_window(logits: Tensor, ids: Tensor) -> Tensor:
+    token_losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")  # (b, t-1)
+    return token_losses.mean(dim=1)
 
 
 @torch.no_grad()
@@ -31,11 +44,12 @@ def evaluate(model: LlamaForCausalLM, windows: np.ndarray, *, batch_size: int, p
     model.eval()
     losses: list[Tensor] = []  # of each window, (n,)
     for start in range(0, len(windows), batch_size):
-        ids = torch.from_numpy(windows[start : start + batch_size]).to(model.device)  # (b, t)
-        with autocast(model.device, precision):
-            logits = model(ids).logits[:, :-1]  # (b, t-1, v)
-        token_losses = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")  # (b, t-1)
-        losses.append(token_losses.mean(dim=1))
+        rows = windows[start : start + batch_size]
+        kept = len(rows)
+        if is_compiled(model):  # for one shape: the last rows are made up to a whole batch
+            rows = np.resize(rows, (batch_size, rows.shape[1]))
+        ids = torch.from_numpy(rows).to(model.device)  # (b, t)
+        losses.append(window_losses(model, ids, precision)[:kept])
     model.train(was_training)
     per_window = torch.cat(losses).double().cpu()
     se = per_window.std().item() / len(per_window) ** 0.5 if len(per_window) > 1 else float("nan")

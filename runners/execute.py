@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
 import traceback
@@ -15,10 +16,12 @@ from filelock import Timeout
 
 from llama_variants import LlamaForCausalLM
 from runners.checkpoint import CheckpointError, Checkpoints
+from runners.compilation import attention_kernels, keep_compiled_in
 from runners.data import Corpus, DataError, prepare
 from runners.determinism import make_deterministic, resolve_device, stratum
 from runners.final import keep_final
 from runners.health import RunInvalid
+from runners.memory import keep_freed
 from runners.parallel import World, world
 from runners.provenance import environment, uncommitted
 from runners.recipe import run_key
@@ -34,11 +37,12 @@ class Options:
     """How runs are carried out, which bears on their results by rounding at most.
 
     ``save_every_s``: seconds between checkpoints. ``micro_batch``: windows that go through the model at a time; as many
-    as fit into memory when None.
+    as fit into memory when None. ``compile_mode``: auto, on or off, see :mod:`runners.compilation`.
     """
 
     save_every_s: float = 120.0
     micro_batch: int | None = None
+    compile_mode: str = "auto"
 
 
 def execute(run: RunFolder, cache: Path, device_name: str, options: Options, stop: StopRequest) -> None:
@@ -70,6 +74,7 @@ def execute(run: RunFolder, cache: Path, device_name: str, options: Options, sto
             processes.most(0)  # all leave when the first is done, and not before: torchrun would stop it
         finally:
             stop.deferring = False
+            gc.unfreeze()
 
 
 def _train(
@@ -85,7 +90,12 @@ def _train(
     make_deterministic(recipe.train.deterministic)
     here = stratum(device, torch.get_num_threads())
     say = run.say if processes.first else lambda text: None
-    with Checkpoints(run, options.save_every_s, say) as checkpoints:
+    keep_compiled_in(cache / "inductor")
+    keep_freed(device)
+    with (
+        Checkpoints(run, options.save_every_s, say) as checkpoints,
+        attention_kernels(device, recipe.train.deterministic),
+    ):
         checkpoint = checkpoints.newest()
         if checkpoint and run.status.stratum != here:
             raise CheckpointError(
@@ -108,6 +118,7 @@ def _train(
             checkpoints,
             device,
             micro_batch=options.micro_batch,
+            compile_mode=options.compile_mode,
             stop=stop,
             checkpoint=checkpoint,
             world=processes,

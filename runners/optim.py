@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runners.recipe import TrainConfig
 
@@ -20,6 +20,24 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+
+
+def update(
+    model: nn.Module, optimizer: torch.optim.AdamW, loss: Tensor, max_grad_norm: float, not_finite: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Clip the gradients, step, and clear them; nothing waits for the device.
+
+    A ``loss`` or gradient that is not finite skips this update and all later ones: ``not_finite`` becomes 1, and stays.
+
+    Returns:
+        The gradients' norm before clipping, and the new ``not_finite``.
+    """
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    not_finite = torch.maximum(not_finite, (~torch.isfinite(loss + grad_norm)).float())
+    optimizer.found_inf = not_finite  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm, not_finite
 
 
 def lr_at(step: int, train: TrainConfig) -> float:

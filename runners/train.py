@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import statistics
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from llama_variants import LlamaForCausalLM, build_model
 from runners import health, memory
-from runners.accumulate import find_micro_batch, gradients
+from runners.accumulate import gradients
 from runners.checkpoint import Checkpoint, Checkpoints
+from runners.compilation import eager, wants_compile
 from runners.data import Corpus
 from runners.determinism import autocast, make_deterministic, price_of_determinism, seed_step
 from runners.evaluate import evaluate
-from runners.optim import build_optimizer, lr_at
+from runners.fastpath import settle
+from runners.optim import build_optimizer, lr_at, update
 from runners.parallel import World
 from runners.recipe import Recipe, TrainConfig
 from runners.stop import Stopped, StopRequest
@@ -39,6 +42,7 @@ class Progress:
 
     step: int = 0  # done
     micro_batch: int = 0
+    compiled: bool = False
     losses: deque[float] = field(default_factory=deque)  # the newest, one a step
     rates: list[float] = field(default_factory=list)  # tokens/s at logged steps
     spikes: int = 0
@@ -68,6 +72,7 @@ def train(
     device: torch.device,
     *,
     micro_batch: int | None = None,
+    compile_mode: str = "auto",
     stop: StopRequest | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
@@ -85,6 +90,7 @@ def train(
         checkpoints: where to save, and when.
         device: where to compute.
         micro_batch: windows that go through the model at a time; as many as fit into memory when None.
+        compile_mode: whether to compile: on, off, or auto, which is as ``checkpoint`` has it, else on a GPU.
         stop: says when to save and leave.
         checkpoint: where to go on.
         world: the processes that share the run.
@@ -127,12 +133,19 @@ def train(
     if world.least(progress.step) != progress.step:
         raise RuntimeError("the processes of this run do not see the same checkpoints: is the folder shared?")
 
-    # The model, checked, and how much of a batch fits into memory.
+    # The model, checked; compiled or not, and how much of a batch goes through it at a time.
     probe = on_device(rows(progress.step))
     health.preflight(model, probe)
-    progress.micro_batch = micro_batch or progress.micro_batch
-    if not progress.micro_batch:
-        progress.micro_batch = find_micro_batch(model, probe, config, world, checkpoints.say)
+    kept = checkpoint is not None and compile_mode == "auto"
+    progress.micro_batch, progress.compiled = settle(
+        model,
+        probe,
+        config,
+        world,
+        checkpoints.say,
+        compiled=progress.compiled if kept else wants_compile(compile_mode, device),
+        micro_batch=micro_batch or progress.micro_batch,
+    )
     if config.deterministic and not checkpoint:
         probe = probe[: progress.micro_batch]
         price = price_of_determinism(lambda: gradients(model, probe, config, ALONE, len(probe)), device)
@@ -155,7 +168,7 @@ def train(
             step = progress.step - len(losses) + bad  # from 0; no update was applied since, so it can be seen again
             seed_step(seed, step, device, world.rank)
             batch = torch.from_numpy(rows(step)).to(device)  # the rows of all processes: any may be to blame
-            with autocast(device, config.precision):
+            with eager(), autocast(device, config.precision):
                 cause = health.where_not_finite(model, batch.split(progress.micro_batch))
             places = corpus.train.places(step, seed=seed, batch_size=config.batch_size, seq_len=config.seq_len)
             raise health.RunInvalid(
@@ -166,6 +179,7 @@ def train(
         progress.losses.extend(losses)
         return float(norms[-1])
 
+    gc.freeze()  # what is there stays to the end: no need to search it for garbage again and again
     log_every = max(1, config.num_steps // LOG_POINTS)
     start, earlier_s = progress.step, progress.wall_time_s  # before which it was stopped
     mark, unlogged = time.perf_counter(), 0  # when the last line was logged, and the steps since
@@ -187,12 +201,7 @@ def train(
             progress.micro_batch, attempt, checkpoints.say, retry=world.size == 1
         )
         watch.after_backward(step - start)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        # A loss or gradient that is not finite skips this update and all later ones, until it is read.
-        not_finite = torch.maximum(not_finite, (~torch.isfinite(loss + grad_norm)).float())
-        optimizer.found_inf = not_finite  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        grad_norm, not_finite = update(model, optimizer, loss, config.max_grad_norm, not_finite)
         pending.append((loss, grad_norm))
 
         done = progress.step = step + 1
@@ -233,6 +242,7 @@ def train(
                     "final/val_loss_se": result.se_nats,
                     "final/train_loss": statistics.fmean(list(progress.losses)[-max(1, config.num_steps // 10) :]),
                     "final/tokens_per_s": statistics.median(progress.rates),
+                    "final/compiled": float(progress.compiled),
                     "final/peak_memory_bytes": memory.peak_bytes(device),
                     "final/wall_time_s": earlier_s + time.perf_counter() - began,
                 }

@@ -16,6 +16,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from llama_variants.blocks.fused import project_together
 from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
 from llama_variants.registry import ATTENTION, NORM, ROTARY, BlockConfig, Cost, residual_output
@@ -164,9 +165,10 @@ class LlamaAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b g t k"], Float[Tensor, "b g t k"]]:
         """Queries, keys and values of ``x``, before they are turned."""
         batch, time, _ = x.shape
-        q = self.q_proj(x).view(batch, time, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
-        k = self.k_proj(x).view(batch, time, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (b, g, t, k)
-        v = self.v_proj(x).view(batch, time, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (b, g, t, k)
+        q, k, v = project_together(x, (self.q_proj, self.k_proj, self.v_proj))
+        q = q.view(batch, time, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        k = k.view(batch, time, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (b, g, t, k)
+        v = v.view(batch, time, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (b, g, t, k)
         return q, k, v
 
     def merge(self, y: Float[Tensor, "b t hk"], x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from llama_variants.blocks.fused import project_together
 from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
 from llama_variants.registry import MLP, BlockConfig, Cost, residual_output
@@ -86,7 +87,8 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d)."""
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project_together(x, (self.gate_proj, self.up_proj))
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 @MLP.register("geglu")

@@ -20,7 +20,7 @@ from llama_variants.registry import ROTARY, FreeConfig
 from llama_variants.types import Ratio, to_fraction
 
 Rotation = tuple[Float[Tensor, "#b t r"], Float[Tensor, "#b t r"]]
-"""Cosines and sines of every position in float32."""
+"""Cosines of every position, and sines, negative in the first half, in float32."""
 
 
 class RopeConfig(FreeConfig):
@@ -71,20 +71,20 @@ class LlamaRotaryEmbedding(nn.Module):
         return 1.0 / self.theta**exponents
 
     def rotation(self, positions: Int[Tensor, "#b t"]) -> Rotation | None:
-        """Cosines and sines for ``positions``; computed once a forward pass for all layers.
+        """Cosines, and sines with the sign of each half, for ``positions``; once a forward pass for all layers.
 
         Nothing is kept in a buffer: a table that is rebuilt cannot be left stale by meta-device construction.
         """
         angles = positions[..., None].float() * self.inverse_frequencies(positions.device)  # (b, t, r/2)
-        angles = torch.cat((angles, angles), dim=-1)  # (b, t, r)
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (b, t, r)
 
     def rotate(self, x: Float[Tensor, "b h t k"], rotation: Rotation | None) -> Float[Tensor, "b h t k"]:
         """``x`` (b, h, t, k) turned by ``rotation``; computed in at least float32, returned in x's dtype."""
         assert rotation is not None
         cos, sin = (part.unsqueeze(-3) for part in rotation)  # (b, 1, t, k)
-        left, right = x.chunk(2, dim=-1)
-        return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+        # The first half turns with minus the second, the second with the first: the sign is in the sines.
+        return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "*axes t k"], positions: Int[Tensor, "#b t"] | None = None) -> Tensor:
         """``x`` (b, t, k) or (b, h, t, k) turned by its positions (0 … t-1 unless given); same shape."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from runners import execute as carrying_out
 from runners.execute import Options, execute
 from runners.recipe import Recipe, run_key
 from runners.stop import Stopped, StopRequest
@@ -48,6 +49,7 @@ class Plan:
     memory_bytes: int | None = None
     memory_from_step: int = 0
     step_takes_s: float = 0.0
+    compile_mode: str = "off"
 
 
 def new_run(project: Path, recipe: Recipe, seed: int = SEED, root: str = "runs") -> RunFolder:
@@ -64,10 +66,20 @@ def start(plan: Plan) -> BaseProcess:
     return child
 
 
-def finish(plan: Plan) -> int:
+def finish(plan: Plan, timeout_s: float = 120) -> int:
     """The exit code of a child that is left alone."""
-    child = start(plan)
-    child.join(timeout=120)
+    return _exit_code(start(plan), timeout_s)
+
+
+def call(function: Callable[..., None], *arguments: Any, timeout_s: float = 600) -> int:
+    """The exit code of a child that does no more than call a function, outside of pytest's import hooks."""
+    child = _server.Process(target=function, args=arguments)
+    child.start()
+    return _exit_code(child, timeout_s)
+
+
+def _exit_code(child: BaseProcess, timeout_s: float) -> int:
+    child.join(timeout=timeout_s)
     assert child.exitcode is not None, "it hangs"
     return child.exitcode
 
@@ -86,6 +98,7 @@ def _carry_out(plan: Plan) -> None:
     torch.set_num_threads(1)
     if plan.memory_bytes is not None:  # large blocks go back to the system when freed: glibc's M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(-3, 128 * 1024)
+        carrying_out.keep_freed = lambda device: None  # else what earlier steps took would last for all later ones
     if plan.die_at:
         _die_at(plan.die_at, plan.after_steps)
     _at_each_step(plan)
@@ -93,7 +106,7 @@ def _carry_out(plan: Plan) -> None:
     stop.install(signal.SIGINT, signal.SIGTERM)
     run = RunFolder(Path("runs"), plan.key)
     try:
-        execute(run, Path("cache"), "cpu", Options(plan.save_every_s, plan.micro_batch), stop)
+        execute(run, Path("cache"), "cpu", Options(plan.save_every_s, plan.micro_batch, plan.compile_mode), stop)
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
     sys.exit(0 if run.status.state == "FINISHED" else 1)

@@ -97,11 +97,11 @@ def test_a_real_shortage_of_memory_changes_no_loss(project, monkeypatch, from_st
     train = recipe.train.model_copy(update={"tokens_per_step": 32 * 512, "num_steps": 8, "warmup_steps": 2})
     recipe = replace(recipe, train=train)
     run = new_run(project, recipe)
-    assert finish(Plan(project, run.key, save_every_s=1000)) == 0
+    assert finish(Plan(project, run.key, 1000, 512)) == 0
     assert not [line for line in run.events()[0] if "out of memory" in line]
     plenty = losses(run)
     run.forget()
-    plan = Plan(project, run.key, save_every_s=1000, memory_bytes=60_000_000, memory_from_step=from_step)
+    plan = Plan(project, run.key, 1000, 512, memory_bytes=60_000_000, memory_from_step=from_step)
     assert finish(plan) == 0, run.status
     events = [line for line in run.events()[0] if "out of memory" in line]
     assert events[0] == "out of memory with 512 windows at a time; going on with 256"

@@ -1,0 +1,84 @@
+"""Timing in turn, and what the times say."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from scipy import stats
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+"""Dense bfloat16 with float32 accumulation, by a part of the card's name; from the makers' data sheets."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+Measure = Callable[[int], float]
+"""Mean seconds of so many calls."""
+
+
+def seconds_per_call(call: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Mean time of ``calls`` calls, the last of them waited for."""
+    gc.collect()
+    gc.disable()  # a collection would fall on whoever is being measured
+    try:
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize(device)
+        return (time.perf_counter() - began) / calls
+    finally:
+        gc.enable()
+
+
+def in_turn(measures: Mapping[str, Measure], *, rounds: int, least_s: float) -> dict[str, list[float]]:
+    """Seconds of a call of each, measured once a round; where the turn begins moves on by one each round.
+
+    Args:
+        measures: each gives the mean seconds of as many calls as it is told to make.
+        rounds: how often each is measured.
+        least_s: a measurement takes at least so long, by as many calls as that asks for.
+    """
+    counts = {}
+    for name, measure in measures.items():
+        measure(1)  # warm
+        counts[name] = max(1, math.ceil(least_s / measure(1)))
+    names = list(measures)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for start in range(rounds):
+        for name in names[start % len(names) :] + names[: start % len(names)]:
+            seconds[name].append(measures[name](counts[name]))
+    return seconds
+
+
+def rate(seconds: Sequence[float], tokens: int) -> dict[str, float]:
+    """Tokens/s: the median of the rounds, and the 95 % interval of the mean by Student's t on logarithms."""
+    middle, low, high = _interval(np.log(tokens / np.array(seconds)))
+    return {"tokens_per_s": float(np.median(tokens / np.array(seconds))), "low": low, "high": high, "mean": middle}
+
+
+def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """How many times as fast as ``reference``, round for round, with the 95 % interval."""
+    middle, low, high = _interval(np.log(np.array(reference) / np.array(seconds)))
+    return {"ratio": middle, "ratio_low": low, "ratio_high": high}
+
+
+def _interval(logs: np.ndarray) -> tuple[float, float, float]:
+    middle = float(logs.mean())
+    half = float(stats.t.isf(0.025, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5) if len(logs) > 1 else math.nan
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def peak_flops(device: torch.device) -> float:
+    """The card's peak in bfloat16; NaN where it is not known, as for a processor."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), math.nan)
