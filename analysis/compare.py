@@ -172,6 +172,7 @@ def _row(sample: Sample, control: Sample) -> dict[str, Any]:
         "declared": sample.declared,
         "mean": float(sample.values.mean()) if sample.n else math.nan,
         **{"verdict": "", "why": "", "flags": "", "pooled": False},
+        **dict.fromkeys(("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high"), math.nan),
         "iso_verdict": "",
         "params_delta": sample.arm.num_params / control.arm.num_params - 1,
         "flops_delta": sample.arm.flops_per_token / control.arm.flops_per_token - 1,

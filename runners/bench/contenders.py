@@ -179,9 +179,9 @@ def _plain(model: nn.Module, loss_of: Step, recipe: Recipe, micro_batch: int) ->
 REFERENCE = "transformers"
 CONTENDERS = (
     Contender("ours", ours),
-    Contender("ours, compiled", _ours_compiled, compiles=True),
+    Contender("ours-compiled", _ours_compiled, compiles=True),
     Contender(REFERENCE, _transformers),
-    Contender("transformers, compiled", _transformers_compiled, compiles=True),
+    Contender("transformers-compiled", _transformers_compiled, compiles=True),
     Contender("litgpt", _litgpt, needs="litgpt"),
     Contender("torchtitan", _torchtitan, needs="torchtitan"),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -173,7 +172,6 @@ def kernel_shares(call: Callable[[], object], device: torch.device, calls: int =
     """Share of the time of a call by class of kernel; ``idle`` is when the device had nothing to do."""
     activity = torch.profiler.ProfilerActivity
     on_card = device.type == "cuda"
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it announces itself otherwise
     with torch.profiler.profile(activities=[activity.CUDA, activity.CPU] if on_card else [activity.CPU]) as profile:
         seconds = seconds_per_call(call, device, calls)
     busy = dict.fromkeys([*KERNELS, "pointwise"], 0.0)

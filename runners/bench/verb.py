@@ -85,7 +85,10 @@ def bench(request: Request, cache: Path, folder: Path, console: Console) -> dict
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    say(f"{request.what}: {WHAT[request.what]}; {base} on {record['device']}, {config.precision}")
+    say(
+        f"{request.what}: {WHAT[request.what]}; {base} on {record['device']} ({record['threads']} threads), "
+        f"{config.precision}, {config.tokens_per_step:,} tokens a step in windows of {config.seq_len:,}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         if request.what == "peers":
             record |= peers(recipe, device, _names(request, device), request.rounds, request.least_s, say)

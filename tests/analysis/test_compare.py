@@ -149,6 +149,22 @@ def test_throughput_is_a_ratio_with_its_interval():
     assert ends.tolist() == pytest.approx([np.expm1(interval.low), np.expm1(interval.high)])
 
 
+@pytest.mark.parametrize(("compiled", "says"), [([0, 0, 0], "not compiled"), ([0, 1, 1], "partly compiled")])
+def test_speed_is_not_compared_where_one_arm_is_compiled(compiled, says):
+    plan = design(arm("a", 3), arm("b", 3))
+    runs = frame({"control": CONTROL, "a": around(14.0), "b": LIKE}, plan)
+    runs["final/tokens_per_s"] = [100.0, 102, 101, 99, 50, 52, 51, 110, 112, 111]
+    runs["final/compiled"] = [1.0] * 4 + compiled + [1.0] * 3
+    table = compare(runs, plan).set_index("arm")
+    row = table.loc["a"]
+    assert row["verdict"] == "worse"  # the losses are compared all the same
+    assert f"{says}, the control compiled: speed and memory are not comparable" in row["flags"]
+    assert row[["tokens_per_s_delta", "tokens_per_s_low", "memory_delta"]].isna().all()
+    assert row["iso_verdict"] == ""
+    assert np.isfinite(table.loc["b", "tokens_per_s_delta"])
+    assert "compiled" not in table.loc["b", "flags"]
+
+
 def test_costs_and_columns():
     plan = design(arm("a", 3, num_params=1100, flops_per_token=5400))
     table = compare(frame({"control": CONTROL, "a": around(14.0)}, plan), plan)
