@@ -96,6 +96,21 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}-{platform.machine()}"
 
 
+def matmul_flops(device: torch.device) -> float:
+    """FLOP/s of a large matrix product, the fastest of eight: what no training step here can pass.
+
+    In bfloat16 on a card, in float32 on a processor.
+    """
+    size = 8192 if device.type == "cuda" else 1024  # large enough that starting it costs nothing beside it
+    x = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        (x @ x).sum().item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
 def stratum(device: torch.device, threads: int) -> str:
     """What shifts a result's bits without being part of its recipe; verdicts compare runs of one stratum only."""
     parts = {

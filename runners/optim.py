@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -23,16 +25,16 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.AdamW, loss: Tensor, max_grad_norm: float, not_finite: Tensor
+    parameters: Sequence[Tensor], optimizer: torch.optim.AdamW, loss: Tensor, max_grad_norm: float, not_finite: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Clip the gradients, step, and clear them; nothing waits for the device.
+    """Clip the gradients of a model's ``parameters``, step, and clear them; nothing waits for the device.
 
     A ``loss`` or gradient that is not finite skips this update and all later ones: ``not_finite`` becomes 1, and stays.
 
     Returns:
         The gradients' norm before clipping, and the new ``not_finite``.
     """
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     not_finite = torch.maximum(not_finite, (~torch.isfinite(loss + grad_norm)).float())
     optimizer.found_inf = not_finite  # type: ignore[attr-defined]
     optimizer.step()

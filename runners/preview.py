@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +116,14 @@ def _estimate_seconds(plan: Plan, todo: list[Any], root: Path, slots: Slots) -> 
 def _matmul_flops_per_s(slots: Slots) -> float:
     import torch
 
-    device = torch.device(slots.devices[0])
-    size = 8192 if device.type == "cuda" else 1024  # large enough that starting it costs nothing beside it
+    from runners.determinism import matmul_flops
+
     before = torch.get_num_threads()
     torch.set_num_threads(slots.threads)
-    x = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-    times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        (x @ x).sum().item()  # waits for the device
-        times.append(time.perf_counter() - began)
-    torch.set_num_threads(before)
-    return 2 * size**3 / min(times)
+    try:
+        return matmul_flops(torch.device(slots.devices[0]))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:

@@ -153,7 +153,7 @@ def train(
             f"deterministic: {price:.2f} times the time of a step without (forward and backward, median of 5 pairs)"
         )
     del probe
-    parallel = world.wrap(model, device)
+    parallel, parameters = world.wrap(model, device), list(model.parameters())
     watch = health.GradientWatch(model)
     model.train()
 
@@ -201,7 +201,7 @@ def train(
             progress.micro_batch, attempt, checkpoints.say, retry=world.size == 1
         )
         watch.after_backward(step - start)
-        grad_norm, not_finite = update(model, optimizer, loss, config.max_grad_norm, not_finite)
+        grad_norm, not_finite = update(parameters, optimizer, loss, config.max_grad_norm, not_finite)
         pending.append((loss, grad_norm))
 
         done = progress.step = step + 1

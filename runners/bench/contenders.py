@@ -51,13 +51,13 @@ def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool 
     if compiled:
         compile_model(model)
     optimizer = build_optimizer(model, recipe.train)
-    not_finite = torch.zeros((), device=device)
+    not_finite, parameters = torch.zeros((), device=device), list(model.parameters())
 
     def step(batch: Tensor) -> Tensor:
         nonlocal not_finite
         with attention_kernels(device, recipe.train.deterministic):
             loss = gradients(model, batch, recipe.train, World(), micro_batch)
-        _, not_finite = update(model, optimizer, loss, recipe.train.max_grad_norm, not_finite)
+        _, not_finite = update(parameters, optimizer, loss, recipe.train.max_grad_norm, not_finite)
         return loss
 
     return model, step

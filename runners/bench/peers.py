@@ -18,6 +18,7 @@ from runners import memory
 from runners.accumulate import AT_ONCE
 from runners.bench.contenders import CONTENDERS, REFERENCE, Contender, Step, first_loss_is_fair
 from runners.bench.measure import in_turn, peak_flops, rate, ratio, seconds_per_call
+from runners.determinism import matmul_flops
 from runners.recipe import Recipe
 
 KERNELS = {
@@ -49,6 +50,7 @@ def peers(
             say(f"{contender.name}: {row['startup_s']:.1f} s to the first step, {row['micro_batch']} windows at a time")
         measures = {name: partial(guest.ask, "measure") for name, guest in guests.items()}
         seconds = in_turn(measures, rounds=rounds, least_s=least_s)
+        flops = matmul_flops(device)
         kernels = {name: guests[name].ask("kernels") for name in guests if name.startswith("ours")}
     config = recipe.train
     palm, causal = (recipe.model.flops_per_token(config.seq_len, causal=causal) for causal in (False, True))
@@ -57,7 +59,10 @@ def peers(
         row |= ratio(seconds[name], seconds[REFERENCE]) if REFERENCE in seconds else {}
         row |= {"mfu_palm": row["tokens_per_s"] * palm / peak_flops(device)}
         row |= {"mfu_causal": row["tokens_per_s"] * causal / peak_flops(device)}
-    return {"rows": list(rows.values()), "kernels": kernels}
+        row |= {"of_ceiling": row["tokens_per_s"] * causal / flops}
+    ceiling = flops / causal
+    say(f"ceiling: {ceiling:,.0f} tokens/s, were all of a step large matrix products ({flops / 1e12:.3g} TFLOP/s here)")
+    return {"rows": list(rows.values()), "kernels": kernels, "matmul_flops": flops, "ceiling_tokens_per_s": ceiling}
 
 
 class _Guest:
