@@ -85,7 +85,7 @@ def _scaling(record: Record) -> Figure:
         for axes in (speed, memory):
             axes.set_xscale("log", base=2)
             axes.set_xticks(points, [str(point) for point in points])
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
             axes.grid(linewidth=0.4)
         speed.yaxis.set_major_formatter(EngFormatter(sep=""))
         memory.set_xlabel(name)
@@ -98,5 +98,5 @@ def _scaling(record: Record) -> Figure:
 def _title(record: Record) -> str:
     return (
         f"{record['base']} on {record['device']}, {record['tokens_per_step']:,} tokens a step in windows of "
-        f"{record['seq_len']:,}, {record['precision']}, {record['rounds']} rounds in turn"
+        f"{record['seq_len']:,}, {record['precision']}, {record['rounds']} rounds"
     )

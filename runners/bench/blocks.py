@@ -64,7 +64,7 @@ def blocks(
 def scaling(
     recipe: Recipe, device: torch.device, rounds: int, least_s: float, compiled: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Tokens/s and memory against the micro-batch, the window and the size of the model; all of one curve in turn."""
+    """Tokens/s and memory against the micro-batch, the window and the number of layers, one point after another."""
     config, model = recipe.train, recipe.model
     curves: dict[str, dict[str, tuple[Recipe, int | None]]] = {
         "micro-batch (windows)": {str(n): (recipe, n) for n in _doubling(1, config.batch_size)},

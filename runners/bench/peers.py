@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -81,6 +82,7 @@ class _Guest:
 
     def __exit__(self, *error: object) -> None:
         self.pipe.close()
+        self.process.terminate()  # it may be in the middle of a step
         self.process.join()
 
     def ask(self, what: str, *arguments: object) -> Any:
@@ -97,6 +99,7 @@ class _Guest:
 
 
 def _serve(pipe: Connection, name: str, recipe: Recipe, device: torch.device, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal: the parent decides
     torch.set_num_threads(threads)
     host = _Host(next(c for c in CONTENDERS if c.name == name), recipe, device)
     with contextlib.suppress(EOFError):
@@ -122,8 +125,11 @@ class _Host:
         """Take the fastest of a few micro-batches; start-up is that of the first one tried."""
         tried: dict[int, dict[str, Any]] = {}
         for micro_batch in self._micro_batches():
-            with contextlib.suppress(torch.OutOfMemoryError):
+            try:
                 tried[micro_batch] = self._start(micro_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
         if not tried:
             raise RuntimeError("not even one window fits into memory")
         best = min(tried, key=lambda micro_batch: tried[micro_batch]["step_s"])

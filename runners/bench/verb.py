@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import tempfile
@@ -36,6 +37,13 @@ WHAT = {
     "paths": "reading batches, saving and restoring checkpoints",
     "jobs": "runs per hour: one to a core against one after another (CPU)",
 }
+
+
+KEPT = (
+    *("python", "torch", "transformers", "processor", "cores", "memory_bytes"),
+    *("cuda", "cudnn", "driver", "device_memory_bytes", "commit", "dirty"),
+)
+"""Of a run's environment: a record is for showing, so it names no machine and no path."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def bench(request: Request, cache: Path, folder: Path, console: Console) -> dict
         "date": time.strftime("%Y-%m-%d"),
     }
 
-    console.width = max(console.width, 120)  # into a file too
+    console.width = max(console.width, 135)  # into a file too
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
@@ -104,7 +112,8 @@ def bench(request: Request, cache: Path, folder: Path, console: Console) -> dict
             else:
                 threads = torch.get_num_threads()
                 record |= side_by_side(recipe, cache, Path(scratch), threads, request.num_steps, request.rounds, say)
-    record["environment"] = environment(device)
+    around = environment(device)
+    record["environment"] = {key: around[key] for key in KEPT if key in around} | _versions()
     if "rows" in record:
         console.print(_table(record))
     for name, shares in record.get("kernels", {}).items():
@@ -130,6 +139,12 @@ def _recipe(request: Request) -> tuple[Recipe, str]:
     if problems:
         raise ConfigError(problems)
     return replace(recipe, train=train), base
+
+
+def _versions() -> dict[str, str]:
+    """Of the peers that are installed."""
+    needed = [contender.needs for contender in CONTENDERS if contender.needs and not contender.missing]
+    return {name: importlib.metadata.version(name) for name in needed}
 
 
 def _names(request: Request, device: torch.device) -> list[str]:
