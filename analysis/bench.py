@@ -33,7 +33,7 @@ def _peers(record: Record) -> Figure:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("training throughput (tokens/s); bars: 95 % interval over rounds")
-    if all(np.isfinite(row["mfu_palm"]) for row in rows):
+    if all("mfu_palm" in row for row in rows):
         share = rows[0]["mfu_palm"] / rows[0]["tokens_per_s"]
         above = axes.secondary_xaxis(
             "top", functions=(lambda x: np.multiply(x, 100 * share), lambda x: np.divide(x, 100 * share))

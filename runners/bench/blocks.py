@@ -51,6 +51,9 @@ def blocks(
             continue
         pair = {CONTROL: recipe, name: replace(recipe, model=model)}
         seconds = _times(pair, device, rounds, least_s, compiled)
+        if seconds is None:
+            say(f"{name}: out of memory, left out")
+            continue
         tokens = recipe.train.tokens_per_step
         row = {"name": name, **rate(seconds[name], tokens), **ratio(seconds[name], seconds[CONTROL])}
         row |= {"params": model.num_params, "flops": model.flops_per_token(recipe.train.seq_len), "seconds": seconds}
@@ -83,15 +86,12 @@ def scaling(
         for point, (own, micro_batch) in points.items():
             memory.reset_peak(device)
             size = micro_batch or own.train.batch_size
-            try:
-                seconds = _times({point: own}, device, rounds, least_s, compiled, size)[point]
-            except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
-                    raise
-                say(f"{axis} {point}: out of memory")
+            times = _times({point: own}, device, rounds, least_s, compiled, size)
+            if times is None:
+                say(f"{axis} {point}: out of memory, left out")
                 continue
-            row: dict[str, Any] = {"axis": axis, "point": int(point), "seconds": seconds}
-            row |= rate(seconds, own.train.tokens_per_step)
+            row: dict[str, Any] = {"axis": axis, "point": int(point), "seconds": times[point]}
+            row |= rate(times[point], own.train.tokens_per_step)
             row |= {"peak_memory_bytes": memory.peak_bytes(device), "params": own.model.num_params}
             rows.append(row)
             say(f"{axis} {point}: {row['tokens_per_s']:,.0f} tokens/s, {row['peak_memory_bytes'] / 2**30:.2f} GiB")
@@ -105,16 +105,21 @@ def _times(
     least_s: float,
     compiled: bool,
     micro_batch: int = 0,
-) -> dict[str, list[float]]:
+) -> dict[str, list[float]] | None:
+    """Seconds of a step of each recipe, in turn; None where they do not fit into memory together."""
     measures: dict[str, Measure] = {}
-    for name, recipe in recipes.items():
-        config = recipe.train
-        shape = (config.batch_size, config.seq_len)
-        batch = torch.randint(recipe.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
-        _, step = ours(recipe, device, micro_batch or config.batch_size, compiled)
-        measures[name] = partial(seconds_per_call, partial(step, batch), device)
     try:
+        for name, recipe in recipes.items():
+            config = recipe.train
+            shape = (config.batch_size, config.seq_len)
+            batch = torch.randint(recipe.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+            _, step = ours(recipe, device, micro_batch or config.batch_size, compiled)
+            measures[name] = partial(seconds_per_call, partial(step, batch.to(device)), device)
         return in_turn(measures, rounds=rounds, least_s=least_s)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        return None
     finally:
         measures.clear()
         gc.collect()

@@ -78,7 +78,7 @@ def _interval(logs: np.ndarray) -> tuple[float, float, float]:
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
 
-def peak_flops(device: torch.device) -> float:
-    """The card's peak in bfloat16; NaN where it is not known, as for a processor."""
+def peak_flops(device: torch.device) -> float | None:
+    """The card's peak in bfloat16; None where it is not known, as for a processor."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), math.nan)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)

@@ -58,9 +58,9 @@ def peers(
     for name, row in rows.items():
         row |= rate(seconds[name], config.tokens_per_step) | {"seconds": seconds[name]}
         row |= ratio(seconds[name], seconds[REFERENCE]) if REFERENCE in seconds else {}
-        row |= {"mfu_palm": row["tokens_per_s"] * palm / peak_flops(device)}
-        row |= {"mfu_causal": row["tokens_per_s"] * causal / peak_flops(device)}
         row |= {"of_ceiling": row["tokens_per_s"] * causal / flops}
+        if peak := peak_flops(device):
+            row |= {"mfu_palm": row["tokens_per_s"] * palm / peak, "mfu_causal": row["tokens_per_s"] * causal / peak}
     ceiling = flops / causal
     say(f"ceiling: {ceiling:,.0f} tokens/s, were all of a step large matrix products ({flops / 1e12:.3g} TFLOP/s here)")
     return {"rows": list(rows.values()), "kernels": kernels, "matmul_flops": flops, "ceiling_tokens_per_s": ceiling}

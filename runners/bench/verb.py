@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -136,6 +135,8 @@ def _recipe(request: Request) -> tuple[Recipe, str]:
         problems.append(Problem(("--seq-len",), str(seq_len), f"at most {recipe.model.max_position_embeddings}"))
     if request.what == "jobs" and request.device.type != "cpu":
         problems.append(Problem(("--device",), str(request.device), "cpu: a card takes one run at a time"))
+    if request.rounds < 2:
+        problems.append(Problem(("--rounds",), str(request.rounds), "2 or more: one shows no spread"))
     if problems:
         raise ConfigError(problems)
     return replace(recipe, train=train), base
@@ -186,10 +187,8 @@ def _table(record: Mapping[str, Any]) -> Table:
         speed = f"{row['tokens_per_s']:,.0f} [{row['low']:,.0f}, {row['high']:,.0f}]"
         times = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]" if "ratio" in row else ""
         if what == "peers":
-            shares = [
-                f"{100 * row[f'mfu_{kind}']:.1f} %" if math.isfinite(row[f"mfu_{kind}"]) else "–"
-                for kind in ("palm", "causal")
-            ]
+            known = [row.get(name) for name in ("mfu_palm", "mfu_causal")]
+            shares = [f"{100 * share:.1f} %" if share else "–" for share in known]
             table.add_row(
                 row["name"],
                 speed,
@@ -208,7 +207,7 @@ def _table(record: Mapping[str, Any]) -> Table:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if math.isfinite(count) else "–"
+    return f"{count / 2**30:.2f} GiB"
 
 
 def _keep(record: Mapping[str, Any], folder: Path, say: Any) -> None:
