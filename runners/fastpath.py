@@ -58,8 +58,10 @@ def settle(
         compile_model(model)
         count, failure = 0, ""
         try:
-            count = micro_batch or find_micro_batch(model, batch, config, world.size, say)
-            _check_compiled(model, batch[:count], config)
+            count = min(len(batch), micro_batch) or find_micro_batch(model, batch, config, world.size, say)
+            count, _ = memory.largest_that_fits(
+                count, lambda n: _check_compiled(model, batch[:n], config), say, retry=world.size == 1
+            )
         except Exception as error:  # Dynamo's, Inductor's and Triton's have no class in common
             if memory.is_out_of_memory(error):
                 raise
@@ -83,8 +85,8 @@ def _check_compiled(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig)
     model.eval()
     with torch.no_grad():
         losses.append(window_losses(model, batch, config.precision).mean())
-        with eager(), autocast(batch.device, config.precision):
-            expected = float(model(batch, labels=batch).loss)
+        with eager(), autocast(batch.device, config.precision):  # by windows: eager code takes more memory
+            expected = sum(float(model(part, labels=part).loss) for part in batch.split(1)) / len(batch)
     model.train(mode)
     for what, loss in zip(("training", "evaluation"), losses, strict=True):
         if not abs(float(loss) - expected) <= TOLERANCE[config.precision]:

@@ -183,12 +183,21 @@ def test_another_loss_is_not_believed(config, monkeypatch):
 
 
 def test_running_out_of_memory_is_no_reason_not_to_compile(config, monkeypatch):
-    def too_large(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def needs(room: int) -> None:
+        def check(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> None:
+            if len(batch) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fastpath, "_check_compiled", too_large)
+        monkeypatch.setattr(fastpath, "_check_compiled", check)
+
+    said: list[str] = []
+    needs(room=1)
+    batch = ids(TINY, batch=BATCH, time=16)
+    assert settle(build_model(TINY), batch, config, World(), said.append, compiled=True, micro_batch=9) == (1, True)
+    assert said[0] == "out of memory with 4 windows at a time; going on with 2"
+    needs(room=0)
     with pytest.raises(torch.OutOfMemoryError):
-        settle(build_model(TINY), ids(TINY), config, World(), print, compiled=True, micro_batch=1)
+        settle(build_model(TINY), batch, config, World(), print, compiled=True, micro_batch=1)
 
 
 def test_compiling_is_for_cards_unless_asked_for():
