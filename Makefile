@@ -12,7 +12,7 @@ OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power ablation report notebooks ui calibrate bench weights test test-slow check lock clean
+.PHONY: help setup demo plan power baseline ablation report notebooks ui calibrate bench weights test test-slow check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -37,6 +37,11 @@ plan: setup  ## what EXP would run, what it costs, what it could see
 
 power: setup  ## which effect how many seeds show, on EXP's base
 	$(PY) -m runners power $(EXP) $(OPTIONS)
+
+baseline: setup  ## the baseline, stopped before its end and gone on with, and its training.log (BASE=tiny on a CPU)
+	$(PY) -m runners train experiments/baseline.yaml control --stop-after -50 $(OPTIONS)
+	$(PY) -m runners train experiments/baseline.yaml control $(OPTIONS)
+	$(PY) -m runners log experiments/baseline.yaml control --out training.log $(if $(BASE),--base $(BASE))
 
 ablation: setup  ## run what is left of EXP, then report
 	$(PY) -m runners run $(EXP) $(OPTIONS) $(JOBS_OPTION)

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stopped:
         if options.first:
             print("stopped; the same command goes on with what is not done", file=sys.stderr)
-        return 128 + getattr(stopped, "signum", signal.SIGINT)
+        signum = getattr(stopped, "signum", signal.SIGINT)
+        return 128 + signum if signum else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("index", type=int, nargs="?", default=0, help="which of the arm's seeds, from 0")
     placed(train, many=False)
     trains(train)
+    text = "save and leave after this step; negative: so many before the end"
+    train.add_argument("--stop-after", type=int, metavar="STEP", help=text)
     train.set_defaults(jobs=None)
+    log = verb("log", _log, "write the log of one finished run as text")
+    log.add_argument("arm", nargs="?", default="control", help="its arm (default control)")
+    log.add_argument("index", type=int, nargs="?", default=0, help="which of the arm's seeds, from 0")
+    log.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: print it)")
+    placed(log, many=False)
+    log.set_defaults(jobs=None)
     report = verb("report", _report, "print the verdicts of what has run and write the report")
     report.add_argument("--json", action="store_true", help="print the table as JSON")
     report.add_argument("--notebooks", action="store_true", help="also run the notebooks and export them as HTML")
@@ -182,10 +191,21 @@ def _slots(options: argparse.Namespace, plan: Any) -> Any:
         raise ConfigError([Problem(("--device",), options.device, str(error))]) from None
 
 
-def _training(options: argparse.Namespace) -> Any:
+def _training(options: argparse.Namespace, stop_after: int | None = None) -> Any:
     from runners.execute import Options
 
-    return Options(options.save_every, options.micro_batch, options.compile_mode)
+    return Options(options.save_every, options.micro_batch, options.compile_mode, stop_after)
+
+
+def _chosen_run(options: argparse.Namespace, plan: Any) -> Any:
+    from llama_variants.errors import Problem, one_of
+
+    runs = {arm.name: arm.runs for arm in plan.arms}
+    if options.arm not in runs:
+        raise ConfigError([Problem(("arm",), repr(options.arm), one_of(options.arm, runs))])
+    if not 0 <= options.index < len(runs[options.arm]):
+        raise ConfigError([Problem(("index",), str(options.index), f"0 to {len(runs[options.arm]) - 1}")])
+    return runs[options.arm][options.index]
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -232,19 +252,20 @@ def _run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     import torch
 
-    from llama_variants.errors import Problem, one_of
+    from llama_variants.errors import Problem
     from runners.execute import execute
     from runners.store import RunFolder
     from runners.sweep import made_apart, made_otherwise
     from runners.tracking import Mirror
 
     plan = _load(options)
-    runs = {arm.name: arm.runs for arm in plan.arms}
-    if options.arm not in runs:
-        raise ConfigError([Problem(("arm",), repr(options.arm), one_of(options.arm, runs))])
-    if not 0 <= options.index < len(runs[options.arm]):
-        raise ConfigError([Problem(("index",), str(options.index), f"0 to {len(runs[options.arm]) - 1}")])
-    run = runs[options.arm][options.index]
+    run = _chosen_run(options, plan)
+    stop_after, num_steps = options.stop_after, run.recipe.train.num_steps
+    if stop_after is not None:
+        stop_after += num_steps if stop_after < 0 else 0
+        if not 0 < stop_after < num_steps:
+            allowed = f"1 to {num_steps - 1}, or -1 to {1 - num_steps}"
+            raise ConfigError([Problem(("--stop-after",), str(options.stop_after), allowed)])
     slots = _slots(options, plan)
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
     first = options.first
@@ -259,7 +280,7 @@ def _train(options: argparse.Namespace) -> int:
             print(f"note: {title} is being trained, and left alone", flush=True)
         folder.create(run.recipe, run.seed)
     try:
-        execute(folder, CACHE, slots.devices[0], _training(options), options.stop)
+        execute(folder, CACHE, slots.devices[0], _training(options, stop_after), options.stop)
     finally:
         if first:
             try:
@@ -270,6 +291,34 @@ def _train(options: argparse.Namespace) -> int:
     if first:
         print(f"{title}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
     return 0 if status.state == "FINISHED" else 1
+
+
+def _log(options: argparse.Namespace) -> int:
+    import torch
+    from transformers.utils import logging
+
+    from llama_variants.errors import Problem
+    from runners.data import prepare
+    from runners.store import RunFolder, write_atomically
+    from runners.training_log import training_log
+
+    logging.disable_progress_bar()
+    plan = _load(options)
+    run = _chosen_run(options, plan)
+    slots = _slots(options, plan)
+    torch.set_num_threads(slots.threads)
+    folder = RunFolder(RUNS, run.key)
+    if folder.status.state != "FINISHED" or not folder.final.exists():
+        allowed = f"a finished run; make it by: python -m runners train {options.experiment} {run.arm} {options.index}"
+        raise ConfigError([Problem(("arm",), f"{run.arm} seed {run.seed}, {folder.status.state}", allowed)])
+    title = f"{plan.name} on {plan.base}, {run.arm}, seed {run.seed}"
+    text = training_log(title, folder, prepare(run.recipe.data, CACHE), torch.device(slots.devices[0]))
+    if options.out:
+        write_atomically(options.out, text)
+        print(f"written: {options.out}")
+    else:
+        print(text, end="")
+    return 0
 
 
 def _progress(title: str, num_steps: int) -> Any:

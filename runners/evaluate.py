@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from runners.determinism import autocast
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``loss_nats``: mean loss per predicted token. ``se_nats``: its standard error over windows."""
+    """``loss_nats``: mean loss per predicted token. ``se_nats``: its standard error over windows. ``windows``: the loss
+    of each, (n,) in float64 on the CPU.
+    """
 
     loss_nats: float
     se_nats: float
+    windows: Tensor = field(repr=False, compare=False)
 
 
 def window_losses(model: LlamaForCausalLM, ids: Tensor, precision: str) -> Tensor:
@@ -53,4 +56,4 @@ def evaluate(model: LlamaForCausalLM, windows: np.ndarray, *, batch_size: int, p
     model.train(was_training)
     per_window = torch.cat(losses).double().cpu()
     se = per_window.std().item() / len(per_window) ** 0.5 if len(per_window) > 1 else float("nan")
-    return Evaluation(per_window.mean().item(), se)
+    return Evaluation(per_window.mean().item(), se, per_window)

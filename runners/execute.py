@@ -37,12 +37,14 @@ class Options:
     """How runs are carried out, which bears on their results by rounding at most.
 
     ``save_every_s``: seconds between checkpoints. ``micro_batch``: windows that go through the model at a time; as many
-    as fit into memory when None. ``compile_mode``: auto, on or off, see :mod:`runners.compilation`.
+    as fit into memory when None. ``compile_mode``: auto, on or off, see :mod:`runners.compilation`. ``stop_after``: a
+    step after which to save and leave.
     """
 
     save_every_s: float = 120.0
     micro_batch: int | None = None
     compile_mode: str = "auto"
+    stop_after: int | None = None
 
 
 def execute(run: RunFolder, cache: Path, device_name: str, options: Options, stop: StopRequest) -> None:
@@ -119,6 +121,7 @@ def _train(
             device,
             micro_batch=options.micro_batch,
             compile_mode=options.compile_mode,
+            stop_after=options.stop_after,
             stop=stop,
             checkpoint=checkpoint,
             world=processes,

@@ -11,10 +11,10 @@ AGAIN_S = 1.0  # a terminal and a launcher may both pass on the same keystroke; 
 
 
 class Stopped(BaseException):
-    """A signal has come; ``signum`` says which. No Exception: nothing but a command's end should catch it."""
+    """A signal has come, ``signum``; or it was asked for beforehand, 0. Nothing but a command's end should catch it."""
 
     def __init__(self, signum: int, note: str = "") -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}{note}")
+        super().__init__(f"stopped {f'by {signal.Signals(signum).name}' if signum else 'as asked'}{note}")
         self.signum = signum
 
 

@@ -73,6 +73,7 @@ def train(
     *,
     micro_batch: int | None = None,
     compile_mode: str = "auto",
+    stop_after: int | None = None,
     stop: StopRequest | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
@@ -91,6 +92,7 @@ def train(
         device: where to compute.
         micro_batch: windows that go through the model at a time; as many as fit into memory when None.
         compile_mode: whether to compile: on, off, or auto, which is as ``checkpoint`` has it, else on a GPU.
+        stop_after: a step, from 1, after which to save and leave, as if ``stop`` were requested.
         stop: says when to save and leave.
         checkpoint: where to go on.
         world: the processes that share the run.
@@ -251,7 +253,8 @@ def train(
             mark, unlogged = time.perf_counter(), 0
 
         signum, saves = world.most(stop.signum or 0, world.first and checkpoints.due())
-        if (signum or saves) and not last:
+        leaves = bool(signum) or done == stop_after
+        if (leaves or saves) and not last:
             pause = time.perf_counter()
             if pending:
                 read_pending()  # nothing is saved that was not looked at
@@ -259,7 +262,7 @@ def train(
             progress.wall_time_s = earlier_s + time.perf_counter() - began
             if world.first:
                 checkpoints.save(model, optimizer, progress.to_dict())
-            if signum:
+            if leaves:
                 checkpoints.wait()
                 if world.first and checkpoints.saved != done:  # it is the last chance
                     checkpoints.save(model, optimizer, progress.to_dict())

@@ -245,6 +245,8 @@ class QKNormAttention(LlamaAttention):
     class Config(GroupedConfig):
         """The grouping; the norms are the model's."""
 
+        semantics: ClassVar = 2  # the gains' gradients are summed in the order that the rotation leaves
+
         def cost(self, model: ModelConfig, seq_len: int) -> Cost:
             """Two norms over a head more than the control."""
             return super().cost(model, seq_len) + model.norm.cost_of_size(self.head_dim) * 2  # type: ignore[attr-defined]

@@ -64,10 +64,14 @@ class TokenSplit:
 
         Raises DataError when the split has fewer.
         """
+        return self._windows(self.fixed_places(num_windows, seq_len), seq_len)
+
+    def fixed_places(self, num_windows: int, seq_len: int) -> np.ndarray:
+        """Which windows of the split :meth:`windows` gives: indices (num_windows,)."""
         count = self.num_windows(seq_len)
         if num_windows > count:
             raise DataError(f"the {self.name} split has {count:,} windows of {seq_len:,} tokens, not {num_windows:,}")
-        return self._windows(np.arange(num_windows) * count // num_windows, seq_len)
+        return np.asarray(np.arange(num_windows) * count // num_windows)
 
     def _windows(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
         return np.stack([self.tokens[i * seq_len : (i + 1) * seq_len] for i in indices]).astype(np.int64)  # (b, t)

@@ -1,0 +1,130 @@
+"""training.log: one run's log as text, for people and for whoever wants to repeat the run.
+
+A header of ``# name: value`` lines, a line for each logged step and each validation, and a footer. Losses keep every
+digit. The step lines are those of the log that this one repeats (``2025-01-26 23:53:43,986 - Step 10, Loss: 10.6962,
+LR: 2.20e-06``), with more behind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from llama_variants import load_pretrained
+from runners.data import Corpus
+from runners.evaluate import evaluate
+from runners.store import RunFolder
+
+_STEP = re.compile(r"^(\S+ \S+) - Step (\d+), Loss: ([^,]+), LR: ([^,]+)")
+_VALIDATION = re.compile(r"^(\S+ \S+) - Validation, Step (\d+), Loss: ([^,]+)")
+_HEAD = re.compile(r"^# ([^:]+): (.*)$")
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What a training.log says: ``losses``, ``rates`` and, where there is any, ``validation`` by step, from 1."""
+
+    header: Mapping[str, str] = field(default_factory=dict)
+    losses: Mapping[int, float] = field(default_factory=dict)
+    rates: Mapping[int, float] = field(default_factory=dict)
+    validation: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> TrainingLog:
+        """Read a log; also one that has step lines alone. Raises ValueError where there is no step line."""
+        header: dict[str, str] = {}
+        losses: dict[int, float] = {}
+        rates: dict[int, float] = {}
+        validation: dict[int, float] = {}
+        for line in text.splitlines():
+            if found := _STEP.match(line):
+                losses[int(found[2])], rates[int(found[2])] = float(found[3]), float(found[4])
+            elif found := _VALIDATION.match(line):
+                validation[int(found[2])] = float(found[3])
+            elif found := _HEAD.match(line):
+                header[found[1]] = found[2]
+        if not losses:
+            raise ValueError("no line like `2025-01-26 23:53:43,986 - Step 10, Loss: 10.6962, LR: 2.20e-06`")
+        return cls(header, losses, rates, validation)
+
+
+def training_log(title: str, run: RunFolder, corpus: Corpus, device: torch.device) -> str:
+    """The log of a finished run.
+
+    The footer is computed anew, from the weights that the run kept: who has those can check it.
+
+    Args:
+        title: experiment, base, arm and seed in words.
+        run: its folder.
+        corpus: the run's.
+        device: where to evaluate the kept weights.
+    """
+    recipe, _ = run.config()
+    status, config = run.status, recipe.train
+    known = status.environment
+    stops = [event for event in run.events()[0] if event.startswith(("KILLED", "going on"))]
+    header = {
+        "run": f"{title}, key {run.key}",
+        "data": f"{status.data_fingerprint}, {len(corpus.train.tokens):,} training tokens",
+        "stratum": status.stratum,
+        "deterministic": "yes" if "device=cpu" in status.stratum or config.deterministic else "no",
+        "commit": f"{known.get('commit', 'unknown')}{', changed' if known.get('dirty') == 'true' else ''}",
+        "versions": ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers", "numpy")),
+        "hardware": known.get("processor" if "device=cpu" in status.stratum else "device", ""),
+        "stopped": "; ".join(stops) or "no",
+        "units": "losses in nats per token, validation on "
+        f"{recipe.eval.num_windows:,} windows of {config.seq_len:,} tokens; times in UTC",
+    }
+    lines = [f"# {name}: {value}" for name, value in header.items()]
+    for row in run.rows()[0]:
+        lines += _lines(row)
+    last = run.rows()[0][-1]["metrics"]
+    lines += [
+        f"# final: validation loss {last['final/val_loss']!r}, bits/byte {last['final/val_bits_per_byte']!r}",
+        *_by_domain(run, corpus, device),
+        f"# totals: {config.num_steps:,} steps, {config.num_tokens:,} tokens, {last['final/wall_time_s']:.1f} s, "
+        f"{last['final/tokens_per_s']:,.0f} tokens/s",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(row: Mapping[str, Any]) -> list[str]:
+    when = datetime.fromtimestamp(row["time"], UTC).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+    step, metrics = row["step"], row["metrics"]
+    lines = [
+        f"{when} - Step {step}, Loss: {metrics['train/loss']!r}, LR: {metrics['train/lr']!r}, "
+        f"tokens {metrics['tokens']}, tokens/s {metrics['throughput/tokens_per_s']:.0f}, "
+        f"grad norm {metrics['train/grad_norm']!r}"
+    ]
+    if "val/loss" in metrics:
+        bits = metrics["val/bits_per_byte"]
+        lines.append(f"{when} - Validation, Step {step}, Loss: {metrics['val/loss']!r}, bits/byte {bits!r}")
+    return lines
+
+
+def _by_domain(run: RunFolder, corpus: Corpus, device: torch.device) -> list[str]:
+    """The kept weights' loss on each part of the validation text; a window belongs where its first token stands."""
+    recipe, _ = run.config()
+    count, seq_len = recipe.eval.num_windows, recipe.train.seq_len
+    split = corpus.validation
+    model: Any = load_pretrained(run.final)
+    model.to(device)
+    micro_batch = int(run.rows()[0][-1]["metrics"]["memory/micro_batch"])
+    windows = split.windows(count, seq_len)
+    losses = evaluate(model, windows, batch_size=micro_batch, precision=recipe.train.precision).windows
+    starts = torch.from_numpy(split.fixed_places(count, seq_len)) * seq_len
+    lines = []
+    for name, domain in corpus.manifest["splits"]["validation"]["domains"].items():
+        inside = (starts >= domain["start"]) & (starts < domain["start"] + domain["tokens"])
+        if not inside.any():
+            continue
+        loss = float(losses[inside].mean())
+        bits = loss / math.log(2) * domain["tokens"] / domain["bytes"]
+        lines.append(f"# final on {name}: validation loss {loss!r}, bits/byte {bits!r}, {int(inside.sum())} windows")
+    return lines
