@@ -115,7 +115,9 @@ def stratum(device: torch.device, threads: int) -> str:
     """What shifts a result's bits without being part of its recipe; verdicts compare runs of one stratum only."""
     parts = {
         "device": device_name(device).replace(" ", "-"),
-        "threads": threads if device.type == "cpu" else 0,  # an accelerator's results do not depend on them
+        # Processors with other instructions sum in another order. An accelerator's results depend on neither of these.
+        "instructions": torch.backends.cpu.get_cpu_capability().replace(" ", "-") if device.type == "cpu" else 0,
+        "threads": threads if device.type == "cpu" else 0,
         "torch": torch.__version__,
         "code": code_hash(),
     }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from runners import provenance
+from runners.determinism import stratum
 from runners.provenance import environment, uncommitted
 
 
@@ -69,3 +70,12 @@ def test_outside_a_checkout_there_is_nothing_to_say(tmp_path, monkeypatch):
     assert "commit" not in environment(torch.device("cpu"))
     for function in (provenance._git_state, provenance.uncommitted):
         function.cache_clear()
+
+
+def test_the_stratum_names_what_changes_bits():
+    here = stratum(torch.device("cpu"), 2).split()
+    assert f"instructions={torch.backends.cpu.get_cpu_capability()}" in here
+    assert {"threads=2", f"torch={torch.__version__}"} <= set(here)
+    elsewhere = stratum(torch.device("meta"), 2)  # as an accelerator: neither bears on what it computes
+    assert "instructions" not in elsewhere
+    assert "threads" not in elsewhere
