@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -131,9 +132,13 @@ def test_a_dead_rank_ends_the_run_and_fewer_processes_go_on(cli, project, monkey
     assert cli("train", EXPERIMENT, "control").returncode == 0
     assert any(line.startswith("going on after step") for line in run.events()[0])
     assert [row["step"] for row in run.rows()[0]] == sorted({row["step"] for row in run.rows()[0]})
-    # A thousand steps enlarge rounding; what counts is that it is the same run.
-    assert losses(run)["train/loss"][:20] == pytest.approx(expected["train/loss"][:20], rel=1e-4)
-    assert losses(run)["val/loss"][-1] == pytest.approx(expected["val/loss"][-1], abs=0.05)
+    # A thousand steps enlarge rounding: another micro-batch alone moves the last loss by 0.05, as far as another seed
+    # does, but the mean of all of them by 0.006, and the first ten by nothing; another seed those by 0.02 and 0.1.
+    found = losses(run)
+    assert found["train/loss"][:20] == pytest.approx(expected["train/loss"][:20], rel=1e-4)
+    assert found["val/loss"][:10] == pytest.approx(expected["val/loss"][:10], abs=1e-5)
+    assert len(found["val/loss"]) == len(expected["val/loss"])
+    assert statistics.fmean(found["val/loss"]) == pytest.approx(statistics.fmean(expected["val/loss"]), abs=0.015)
 
 
 @pytest.mark.slow

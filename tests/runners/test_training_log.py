@@ -115,3 +115,14 @@ def test_the_way_of_make_baseline(cli, project):
     text = (project / "training.log").read_text()
     assert "going on after step 25" in text
     assert cli("log", EXPERIMENT).stdout == text
+
+
+def test_the_log_in_the_repository_is_one_of_the_baseline(root):
+    """And is not changed by hand: header, lines and footer agree with each other."""
+    text = (root / "training.log").read_text()
+    log, recipe = TrainingLog.parse(text), load_base(root / "experiments/base/tiny.yaml")[1]
+    assert log.header["run"].startswith("baseline on tiny, control, seed 0")
+    assert "changed" not in log.header["commit"]
+    assert max(log.losses) == max(log.validation) == recipe.train.num_steps
+    assert f"validation loss {log.validation[recipe.train.num_steps]!r}," in log.header["final"]
+    assert f"going on after step {recipe.train.num_steps - 50}" in log.header["stopped"]
