@@ -65,7 +65,7 @@ def test_rates_and_ratios_have_students_intervals():
 
 
 def test_seconds_per_call_is_the_time_of_one_and_leaves_the_collector_on():
-    assert measure.seconds_per_call(lambda: time.sleep(0.02), CPU, 3) == pytest.approx(0.02, rel=0.3)
+    assert 0.0199 < measure.seconds_per_call(lambda: time.sleep(0.02), CPU, 3) < 0.05  # of one of the three
     assert gc.isenabled()
 
 
