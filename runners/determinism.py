@@ -96,6 +96,29 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}-{platform.machine()}"
 
 
+def first_line(file: str, beginning: str) -> str:
+    """What a file of the system says after ``beginning:``; empty where it says nothing."""
+    try:
+        lines = Path(file).read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(beginning)), "")
+
+
+def platform_tag(device: torch.device) -> str:
+    """What a run's bits depend on besides its recipe, its seed, this code, and how the work was split."""
+    parts = [device_name(device).replace(" ", "-")]
+    if device.type == "cpu":
+        parts.append(_processor())
+    return "-".join([*parts, f"torch{torch.__version__.partition('+')[0]}"])
+
+
+def _processor() -> str:
+    """Vendor and instruction set: kernels are chosen by these, and processors with other ones sum in another order."""
+    vendor = first_line("/proc/cpuinfo", "vendor_id") or "unknown"
+    return f"{vendor}-{torch.backends.cpu.get_cpu_capability().replace(' ', '-')}"
+
+
 def matmul_flops(device: torch.device) -> float:
     """FLOP/s of a large matrix product, the fastest of eight: what no training step here can pass.
 
@@ -115,8 +138,8 @@ def stratum(device: torch.device, threads: int) -> str:
     """What shifts a result's bits without being part of its recipe; verdicts compare runs of one stratum only."""
     parts = {
         "device": device_name(device).replace(" ", "-"),
-        # Processors with other instructions sum in another order. An accelerator's results depend on neither of these.
-        "instructions": torch.backends.cpu.get_cpu_capability().replace(" ", "-") if device.type == "cpu" else 0,
+        # An accelerator's results depend on neither of these two.
+        "processor": _processor() if device.type == "cpu" else 0,
         "threads": threads if device.type == "cpu" else 0,
         "torch": torch.__version__,
         "code": code_hash(),

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import runners
-from runners.determinism import device_name
+from runners.determinism import device_name, first_line
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "mlflow")
 SETTINGS = (
@@ -40,7 +40,7 @@ def environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
         "pid": str(os.getpid()),
         "command": " ".join(sys.argv)[:1000],
         "device": device_name(device),
-        "processor": f"{_first_line('/proc/cpuinfo', 'model name')} {torch.backends.cpu.get_cpu_capability()}".strip(),
+        "processor": f"{first_line('/proc/cpuinfo', 'model name')} {torch.backends.cpu.get_cpu_capability()}".strip(),
         "cores": str(os.cpu_count()),
         "memory_bytes": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "world_size": str(world_size),
@@ -59,18 +59,9 @@ def _accelerator(device: torch.device) -> dict[str, str]:
     return {
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
-        "driver": _first_line("/proc/driver/nvidia/version", "NVRM version"),
+        "driver": first_line("/proc/driver/nvidia/version", "NVRM version"),
         "device_memory_bytes": str(torch.cuda.get_device_properties(device).total_memory),
     }
-
-
-def _first_line(file: str, beginning: str) -> str:
-    """What a file of the system says after ``beginning:``; empty where it says nothing."""
-    try:
-        lines = Path(file).read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(beginning)), "")
 
 
 @lru_cache

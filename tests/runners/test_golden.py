@@ -8,7 +8,6 @@ standard deviations over seeds. Where losses are meant to change, raise the `sem
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from llama_variants import ModelConfig
 from runners import train as loop
 from runners.checkpoint import Checkpoints
 from runners.data import prepare
+from runners.determinism import platform_tag
 from runners.experiment import load_base
 from runners.recipe import Recipe
 from runners.store import RunFolder
@@ -30,16 +30,6 @@ from tests.llama_variants.models import EVERY_MODEL, TINY
 GOLDEN = ROOT / "tests/golden"
 STEPS, SEED, SEEDS = 12, 5, range(10, 18)
 CONTROL = "control"
-
-
-def tag() -> str:
-    """What the bits of a CPU run depend on besides the code: processor, instruction set, torch; one thread."""
-    vendor = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        vendor = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), vendor)
-    version = torch.__version__.partition("+")[0]
-    return f"cpu-{platform.machine()}-{vendor}-{torch.backends.cpu.get_cpu_capability()}-torch{version}"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +65,7 @@ MODELS = {CONTROL: TINY} | EVERY_MODEL
 
 @pytest.fixture(scope="module")
 def golden(request, losses) -> dict:
-    file = GOLDEN / f"{tag()}.json"
+    file = GOLDEN / f"{platform_tag(torch.device('cpu'))}.json"
     if request.config.getoption("--write-golden"):
         over_seeds = list(zip(*[losses(TINY, seed) for seed in SEEDS], strict=True))
         record = {
