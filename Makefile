@@ -6,13 +6,15 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= -n 2 --dist worksteal
 WHAT ?= peers
+LOGS ?= training.log $(wildcard tests/golden/baseline-tiny/*.log) experiments/results/first-batch-smollm2-135m.json
+RESULTS ?= $(wildcard experiments/results/*-tiny.json)
 BENCH := .venv-bench/bin/python
 # BASE=, SEEDS=, JOBS= and ARGS= go to the command line as they are.
 OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline ablation report notebooks ui calibrate bench weights test test-slow check lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -42,6 +44,12 @@ baseline: setup  ## the baseline, stopped before its end and gone on with, and i
 	$(PY) -m runners train experiments/baseline.yaml control --stop-after -50 $(OPTIONS)
 	$(PY) -m runners train experiments/baseline.yaml control $(OPTIONS)
 	$(PY) -m runners log experiments/baseline.yaml control --out training.log $(if $(BASE),--base $(BASE))
+
+reproduce: setup  ## make again what training.log says, and the first batch at full size (STEPS=, ROWS=, LOGS=)
+	$(PY) -m runners reproduce $(LOGS) $(if $(STEPS),--steps $(STEPS)) $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+results: setup  ## the results table of README.md, from experiments/results/
+	$(PY) -m runners results $(RESULTS) --into README.md
 
 ablation: setup  ## run what is left of EXP, then report
 	$(PY) -m runners run $(EXP) $(OPTIONS) $(JOBS_OPTION)

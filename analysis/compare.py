@@ -165,6 +165,7 @@ def _outlier_flag(sample: Sample, noise: Noise) -> list[str]:
 def _row(sample: Sample, control: Sample) -> dict[str, Any]:
     """What is known of an arm whether or not it can be compared."""
     alike = sample.n and control.n and len(control.compiled | sample.compiled) == 1  # one way to compute
+    beside = alike and sample.beside(control)
     row = {
         "arm": sample.arm.name,
         "role": sample.arm.role,
@@ -182,7 +183,7 @@ def _row(sample: Sample, control: Sample) -> dict[str, Any]:
     }
     if sample.n:
         row["tokens_per_s"] = math.exp(np.log(sample.speeds).mean())
-    if alike and sample is not control:
+    if beside and sample is not control:
         change = welch(np.log(control.speeds), np.log(sample.speeds))
         half = float(stats.t.isf(0.025, change.df)) * change.se
         row["tokens_per_s_delta"] = math.expm1(change.delta)

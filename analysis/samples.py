@@ -73,6 +73,19 @@ class Sample:
         by_seed = dict(zip(control.seeds, control.values, strict=True))
         return np.array([by_seed[seed] for seed in self.seeds])
 
+    def beside(self, control: Sample) -> bool:
+        """Whether the two were made side by side, so that their speeds met the same load.
+
+        A card is a run's own. A processor is shared with whatever else goes on, so that runs of another hour, such as
+        those of a control that an earlier experiment made, tell nothing about speed.
+        """
+        if not any("device=cpu" in stratum for stratum in (*self.strata, *control.strata)):
+            return True
+        (began, ended), (other_began, other_ended) = (
+            (min(start for start, _ in s.times), max(end for _, end in s.times)) for s in (self, control)
+        )
+        return bool(began <= other_ended and other_began <= ended)
+
     @property
     def n(self) -> int:
         """Runs that count."""

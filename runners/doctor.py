@@ -10,7 +10,7 @@ from llama_variants import ConfigError, ModelConfig
 from llama_variants.config import PRESETS
 from llama_variants.errors import Problem, one_of
 from runners import strict_yaml
-from runners.experiment import find_base, load_base
+from runners.experiment import find_file, load_base
 
 
 def load_model(name: str) -> ModelConfig:
@@ -35,7 +35,7 @@ def load_model(name: str) -> ModelConfig:
             received = f"{name}: {str(error).splitlines()[0]}"
             raise ConfigError([Problem(("--model",), received, "a folder that transformers can load")]) from None
     try:
-        return load_base(find_base(name))[1].model
+        return load_base(find_file("base", name))[1].model
     except ConfigError:
         if name in PRESETS:
             return ModelConfig.preset(name)

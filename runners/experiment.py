@@ -116,6 +116,7 @@ class ExperimentFile(StrictModel):
     version: Annotated[Literal[1], BeforeValidator(_version)]
     question: Annotated[str, Field(min_length=1, max_length=1000)]
     base: Name
+    data: Name | None = None  # a file of experiments/data/ to use instead of the base's
     seeds: Seeds = Seeds()
     match: Annotated[tuple[Mode, ...], Strict(False), Field(min_length=1), AfterValidator(_each_once)] = ("tokens",)
     variants: dict[Name, Delta] = {}
@@ -234,10 +235,14 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     if base_name is None:  # nothing to hold the variants against
         raise _error(document, problems)
     try:
-        base_path = find_base(base_name, file.parent / "base")
+        base_path = find_file("base", base_name, file.parent)
     except ConfigError as error:
         raise _error(document, list(error.problems)) from None
     base_file, control = load_base(base_path)
+    decide = base_file.decide
+    if head and head.data:
+        control = replace(control, data=_named_data(head.data, file.parent, document))
+        decide = decide.model_copy(update={"sigma_source": f"{decide.sigma_source}; on the base's own data"})
     plugins = head.plugins if head else ()
     if broken := import_plugins(plugins, file.parent):  # whatever its blocks are used for would be a problem too
         raise _error(document, problems + broken)
@@ -277,7 +282,7 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         head.question,
         base_file.name,
         head.source,
-        base_file.decide,
+        decide,
         arms=(*arms, *(budgets if head.budgets else ())),
         screen=_screens(arms),
         paired=head.paired,
@@ -294,7 +299,10 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
 def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     """A base and its recipe. Raises ConfigError with every problem of the file."""
     document = strict_yaml.load(file)
-    head, problems = check(BaseFile, document.data)
+    written = document.data
+    if isinstance(written, dict) and isinstance(name := written.get("data"), str):
+        written = written | {"data": _named_data(name, file.parent.parent, document).model_dump()}
+    head, problems = check(BaseFile, written)
     problems = document.problems + problems
     if broken := import_plugins(head.plugins if head else (), file.parent):
         raise _error(document, problems + broken)
@@ -330,17 +338,35 @@ def _error(document: strict_yaml.Document, problems: list[Problem]) -> ConfigErr
     return ConfigError(located, title=f"{document.file}: {count}, nothing was run")
 
 
-def find_base(name: str, beside: FilePath | None = None) -> FilePath:
-    """The base's file: in ``beside``, or in experiments/base of the current folder.
+def load_data(file: FilePath) -> DataConfig:
+    """A file of experiments/data/. Raises ConfigError with every problem of the file."""
+    document = strict_yaml.load(file)
+    config, problems = check(DataConfig, document.data)
+    if config is None or (problems := document.problems + problems):
+        raise _error(document, problems)
+    return config
+
+
+def _named_data(name: str, beside: FilePath, document: strict_yaml.Document) -> DataConfig:
+    """The data that ``document`` names. Raises ConfigError, in its words where there is no such file."""
+    try:
+        file = find_file("data", name, beside)
+    except ConfigError as error:
+        raise _error(document, list(error.problems)) from None
+    return load_data(file)
+
+
+def find_file(kind: Literal["base", "data"], name: str, beside: FilePath | None = None) -> FilePath:
+    """The file of a base, or of data: in a folder ``kind`` under ``beside``, or in experiments/ of the current folder.
 
     Raises ConfigError when neither holds it.
     """
-    folders = [*([beside] if beside else []), FilePath("experiments/base")]
+    folders = [*([beside / kind] if beside else []), FilePath("experiments") / kind]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
-    raise ConfigError([Problem(("base",), f"unknown base {name!r}", one_of(name, known))])
+    raise ConfigError([Problem((kind,), f"unknown {kind} {name!r}", one_of(name, known))])
 
 
 def _salvage(raw: object) -> Delta:

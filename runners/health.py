@@ -29,6 +29,8 @@ MAX_EPOCHS = 16.0
 PROBES, PROBE_TOKENS = 64, 64  # passages spread over the validation text
 MAX_SHARED = 0.1  # of them; a licence text may well stand in both splits
 PLATEAU_STEPS = 100  # a run shorter than this shows no plateau
+LEAK = 0.1
+"""Of guessing's loss: no language model gets there on text that it has not seen."""
 SPIKE_SIGMAS, SPIKE_WINDOW, SPIKE_MIN = 6.0, 128, 32
 
 
@@ -244,10 +246,51 @@ def check_learning(done: int, losses: Iterable[float], lr: float, vocab_size: in
     recent = list(losses)[-min(SPIKE_WINDOW, max(1, done // 10)) :]
     mean = float(np.mean(recent))
     said = f"after {done} steps the loss of the last {len(recent)} is {mean:.4f}; guessing gives {chance:.4f}"
+    if mean < LEAK * chance:
+        raise RunInvalid(f"too good: {said}; it sees what it is to predict, or knows the text by heart")
     if done == train.num_steps and not mean <= chance + 1.0:
         raise RunInvalid(f"diverged: {said}")
     if done >= train.warmup_steps + max(PLATEAU_STEPS, train.num_steps // 4) and not mean <= chance - 0.1:
         raise RunInvalid(f"plateau: {said}")
+
+
+def log_faults(steps: Sequence[int], losses: Sequence[float], rates: Sequence[float], vocab_size: int) -> Iterator[str]:
+    """Why a run is invalid as far as the lines of its log alone tell; nothing for a sound one.
+
+    Args:
+        steps: of the lines, from 1, as they stand.
+        losses: of each line, in nats.
+        rates: learning rate of each line.
+        vocab_size: of the model.
+    """
+    if (bad := next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)) is not None:
+        yield f"not finite: loss {losses[bad]} at step {steps[bad]}"
+        return
+    if (back := next((i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]), None)) is not None:
+        yield f"steps: {steps[back]} stands after {steps[back - 1]}; a part was done twice, or counted anew"
+    if steps[0] == 1:
+        try:
+            check_first_loss(losses[0], vocab_size)
+        except RunInvalid as invalid:
+            yield str(invalid)
+    still = [i for i, rate in enumerate(rates) if not rate >= MIN_LR]
+    if still:
+        first = still[0]
+        yield (
+            f"learning rate: {rates[first]:.3g} at step {steps[first]}, {rates[still[-1]]:.3g} at step "
+            f"{steps[still[-1]]}; below {MIN_LR:g} no weight moves, and {len(still)} of {len(steps)} lines are"
+        )
+    chance = math.log(vocab_size)
+    tail = losses[-max(1, len(losses) // 10) :]
+    mean = float(np.mean(tail))
+    if mean > chance - 0.1:
+        yield f"learns nothing: the last {len(tail)} losses are {mean:.4f} in the mean; guessing gives {chance:.4f}"
+    leaks = next((i for i, loss in enumerate(losses) if loss < LEAK * chance), None)
+    if leaks is not None and mean < LEAK * chance:
+        yield (
+            f"too good: {losses[leaks]:.4f} at step {steps[leaks]}, {mean:.4f} in the mean of the last {len(tail)}; "
+            f"below {LEAK * chance:.4f} the model sees what it is to predict, or a text that it knows by heart"
+        )
 
 
 def count_spikes(before: Iterable[float], new: Sequence[float]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import load
+from analysis import load, results
 from analysis import report as reports
 from analysis.compare import VERDICTS, compare
 from llama_variants.errors import ConfigError, Problem, one_of
@@ -72,7 +72,9 @@ def read_gates(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
     return gates
 
 
-def report(plan: Plan, root: Path, folder: Path, command: str, *, notebooks: bool = False) -> Reported:
+def report(
+    plan: Plan, root: Path, folder: Path, command: str, *, notebooks: bool | None = False, keep: Path | None = None
+) -> Reported:
     """Judge what has run and write the report; all from the tracking store, as a notebook would.
 
     Args:
@@ -81,6 +83,7 @@ def report(plan: Plan, root: Path, folder: Path, command: str, *, notebooks: boo
         folder: the report goes into a folder of the experiment's name in here.
         command: what makes the same runs again.
         notebooks: also run the notebooks on it and keep them as HTML; takes the extra ``[notebooks]``.
+        keep: a folder in which declaration and runs are kept too, for :mod:`analysis.results`.
     """
     mirrors, stages, tables = [], [], []
     for stage in plan.stages:
@@ -94,6 +97,8 @@ def report(plan: Plan, root: Path, folder: Path, command: str, *, notebooks: boo
         stages.append(reports.Stage(design, runs, load.load_curves(runs)))
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
+    if keep:
+        files |= {f"kept-{i}": results.keep(stage.design, stage.runs, keep) for i, stage in enumerate(stages)}
     if notebooks:
         from analysis.export import export
 

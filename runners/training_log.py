@@ -7,6 +7,7 @@ LR: 2.20e-06``), with more behind.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,58 +22,118 @@ from runners.data import Corpus
 from runners.evaluate import evaluate
 from runners.store import RunFolder
 
-_STEP = re.compile(r"^(\S+ \S+) - Step (\d+), Loss: ([^,]+), LR: ([^,]+)")
-_VALIDATION = re.compile(r"^(\S+ \S+) - Validation, Step (\d+), Loss: ([^,]+)")
+_STEP = re.compile(r"^\S+ \S+ - Step (\d+), Loss: ([^,\s]+), LR: ([^,\s]+)")
+_VALIDATION = re.compile(r"^\S+ \S+ - Validation, Step (\d+), Loss: ([^,\s]+)")
 _HEAD = re.compile(r"^# ([^:]+): (.*)$")
+_OWN = re.compile(r"^\S+ \S+ - |tokens/s \d+, ")  # of one run alone: when, and how fast
+_COMPUTED = re.compile(r"micro-batch (\d+), (not )?compiled")
 
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What a training.log says: ``losses``, ``rates`` and, where there is any, ``validation`` by step, from 1."""
+    """What a training.log says: ``losses``, ``rates`` and, where there is any, ``validation`` by step, from 1.
+
+    ``steps``: of the step lines, in the order in which they stand. ``lines``: the text of each step's and each
+    validation's line, without time and speed, under that step and ``loss`` or ``validation``.
+    """
 
     header: Mapping[str, str] = field(default_factory=dict)
     losses: Mapping[int, float] = field(default_factory=dict)
     rates: Mapping[int, float] = field(default_factory=dict)
     validation: Mapping[int, float] = field(default_factory=dict)
+    steps: tuple[int, ...] = ()
+    lines: Mapping[tuple[int, str], str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> TrainingLog:
-        """Read a log; also one that has step lines alone. Raises ValueError where there is no step line."""
+        """Read a log; also one that has step lines alone. Raises ValueError where there is none, or no number."""
         header: dict[str, str] = {}
         losses: dict[int, float] = {}
         rates: dict[int, float] = {}
         validation: dict[int, float] = {}
-        for line in text.splitlines():
-            if found := _STEP.match(line):
-                losses[int(found[2])], rates[int(found[2])] = float(found[3]), float(found[4])
-            elif found := _VALIDATION.match(line):
-                validation[int(found[2])] = float(found[3])
-            elif found := _HEAD.match(line):
-                header[found[1]] = found[2]
+        steps: list[int] = []
+        lines: dict[tuple[int, str], str] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                if found := _STEP.match(line):
+                    step = int(found[1])
+                    losses[step], rates[step] = float(found[2]), float(found[3])
+                    steps.append(step)
+                    lines[step, "loss"] = _OWN.sub("", line)
+                elif found := _VALIDATION.match(line):
+                    validation[int(found[1])] = float(found[2])
+                    lines[int(found[1]), "validation"] = _OWN.sub("", line)
+                elif found := _HEAD.match(line):
+                    header[found[1]] = found[2]
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
         if not losses:
             raise ValueError("no line like `2025-01-26 23:53:43,986 - Step 10, Loss: 10.6962, LR: 2.20e-06`")
-        return cls(header, losses, rates, validation)
+        return cls(header, losses, rates, validation, tuple(steps), lines)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it says how to make it again."""
+        return {"command", "recipe", "stratum", "computed", "data"} <= self.header.keys()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Identity of the recipe, and the seed."""
+        return dict(json.loads(self.header["recipe"]))
+
+    @property
+    def stratum(self) -> dict[str, str]:
+        """The parts of the stratum that it was made in."""
+        return dict(part.partition("=")[::2] for part in self.header["stratum"].split())
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows that went through the model at a time."""
+        return int(self._computed[1])
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model was compiled."""
+        return not self._computed[2]
+
+    @property
+    def _computed(self) -> re.Match[str]:
+        found = _COMPUTED.fullmatch(self.header["computed"])
+        if not found:
+            raise ValueError(f"computed: {self.header['computed']!r}")
+        return found
+
+    @property
+    def footer(self) -> dict[str, str]:
+        """What the kept weights say, by the name of the line."""
+        return {name: text for name, text in self.header.items() if name.startswith("final")}
 
 
-def training_log(title: str, run: RunFolder, corpus: Corpus, device: torch.device) -> str:
-    """The log of a finished run.
+def training_log(title: str, command: str, run: RunFolder, corpus: Corpus, device: torch.device) -> str:
+    """The log of a run; of a finished one with a footer.
 
     The footer is computed anew, from the weights that the run kept: who has those can check it.
 
     Args:
         title: experiment, base, arm and seed in words.
+        command: what makes the run.
         run: its folder.
         corpus: the run's.
         device: where to evaluate the kept weights.
     """
-    recipe, _ = run.config()
+    recipe, seed = run.config()
     status, config = run.status, recipe.train
     known = status.environment
     stops = [event for event in run.events()[0] if event.startswith(("KILLED", "going on"))]
+    rows = run.rows()[0]
+    last = rows[-1]["metrics"]
     header = {
         "run": f"{title}, key {run.key}",
+        "command": command,
         "data": f"{status.data_fingerprint}, {len(corpus.train.tokens):,} training tokens",
         "stratum": status.stratum,
+        "computed": f"micro-batch {last['memory/micro_batch']:.0f}, "
+        f"{'' if last.get('final/compiled') else 'not '}compiled",
         "deterministic": "yes" if "device=cpu" in status.stratum or config.deterministic else "no",
         "commit": f"{known.get('commit', 'unknown')}{', changed' if known.get('dirty') == 'true' else ''}",
         "versions": ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers", "numpy")),
@@ -80,11 +141,13 @@ def training_log(title: str, run: RunFolder, corpus: Corpus, device: torch.devic
         "stopped": "; ".join(stops) or "no",
         "units": "losses in nats per token, validation on "
         f"{recipe.eval.num_windows:,} windows of {config.seq_len:,} tokens; times in UTC",
+        "recipe": json.dumps({**recipe.identity(), "seed": seed}),
     }
     lines = [f"# {name}: {value}" for name, value in header.items()]
-    for row in run.rows()[0]:
+    for row in rows:
         lines += _lines(row)
-    last = run.rows()[0][-1]["metrics"]
+    if "final/val_loss" not in last:
+        return "\n".join(lines) + "\n"
     lines += [
         f"# final: validation loss {last['final/val_loss']!r}, bits/byte {last['final/val_bits_per_byte']!r}",
         *_by_domain(run, corpus, device),

@@ -24,7 +24,7 @@ from runners.bench.peers import peers
 from runners.compilation import keep_compiled_in, wants_compile
 from runners.data import prepare
 from runners.determinism import device_name, make_deterministic
-from runners.experiment import find_base, load_base
+from runners.experiment import find_file, load_base
 from runners.provenance import environment
 from runners.recipe import Recipe
 from runners.store import write_atomically
@@ -124,7 +124,7 @@ def bench(request: Request, cache: Path, folder: Path, console: Console) -> dict
 
 def _recipe(request: Request) -> tuple[Recipe, str]:
     base = request.base or ("tiny" if request.device.type == "cpu" else "smollm2-135m")
-    _, recipe = load_base(find_base(base))
+    _, recipe = load_base(find_file("base", base))
     train = recipe.train
     seq_len = request.seq_len or train.seq_len
     tokens = request.tokens or (train.tokens_per_step if train.tokens_per_step % seq_len == 0 else seq_len)

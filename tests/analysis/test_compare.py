@@ -532,3 +532,19 @@ def test_the_order_of_rows_changes_nothing(table, random):
     order = list(range(len(runs)))
     random.shuffle(order)
     pd.testing.assert_frame_equal(compare(runs.iloc[order], plan), compare(runs, plan))
+
+
+def test_speed_is_not_compared_across_hours_on_a_processor():
+    """An earlier experiment's control met another load; on a card, which is a run's own, it would not matter."""
+    plan = design(arm("b", 3))
+    runs = frame({"control": [4.0, 4.1, 3.9, 4.0], "b": [4.0, 4.2, 4.1]}, plan)
+    beside = compare(runs, plan).iloc[1]
+    assert math.isfinite(beside["tokens_per_s_delta"])
+    late = runs["arm"] == "b"
+    runs.loc[late, ["started", "ended"]] += pd.Timedelta(hours=1)
+    apart = compare(runs, plan).iloc[1]
+    assert math.isnan(apart["tokens_per_s_delta"])
+    assert apart["iso_verdict"] == ""
+    assert (apart["delta"], apart["ci_low"], apart["verdict"]) == (beside["delta"], beside["ci_low"], beside["verdict"])
+    runs["stratum"] = "device=NVIDIA-H100 torch=2.13.0"
+    assert math.isfinite(compare(runs, plan).iloc[1]["tokens_per_s_delta"])

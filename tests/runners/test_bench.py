@@ -25,7 +25,7 @@ from runners.bench.peers import kernel_class, kernel_shares
 from runners.bench.verb import WHAT
 from runners.cli import main
 from runners.data import prepare
-from runners.experiment import find_base, load_base
+from runners.experiment import find_file, load_base
 from tests.llama_variants.models import TINY
 from tests.runners.test_train import SEED, trained
 
@@ -99,7 +99,7 @@ def test_shares_of_time_add_up_and_see_the_matrix_products():
 def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     """The bench's own steps, on a run's batches, give that run's losses to the last bit."""
     monkeypatch.chdir(project)
-    recipe = load_base(find_base("micro"))[1]
+    recipe = load_base(find_file("base", "micro"))[1]
     losses = [row["metrics"]["train/loss"] for row in trained(recipe)[:2]]  # at a rate that warm-up changes
     assert recipe.train.warmup_steps > 2
     monkeypatch.setattr(contenders, "build_model", lambda config, seed, device: build_model(config, seed=SEED))
@@ -117,7 +117,7 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
 def test_the_reference_trains_the_same_model(project, monkeypatch):
     """From the same values: the same loss, and without weight decay (which it applies to gains too) the same update."""
     monkeypatch.chdir(project)
-    recipe = load_base(find_base("micro"))[1]
+    recipe = load_base(find_file("base", "micro"))[1]
     recipe = replace(recipe, train=recipe.train.model_copy(update={"weight_decay": 0.0, "eps": 1e-4}))
     own, own_step = contenders.ours(recipe, CPU, 2)
     make = next(c.make for c in CONTENDERS if c.name == REFERENCE)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from llama_variants import ConfigError, ModelConfig, build_model
-from runners.experiment import load_base, load_plan, seed_of
+from runners.experiment import load_base, load_data, load_plan, seed_of
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -412,3 +412,76 @@ def test_a_broken_base_is_reported_with_its_own_lines(project):
     file = edit(project, "theta: 10000.0", "theta: '10000'", "experiments/base/micro.yaml")
     with pytest.raises(ConfigError, match=r"micro.yaml:9: model.rotary.theta: received '10000'"):
         load_plan(file)
+
+
+DATA = """
+source: {type: files, train: [text/train-*.txt], validation: [text/validation-*.txt]}
+tokenizer: {type: bpe, vocab_size: 300}
+"""
+
+
+def name_data(project: Path, text: str = DATA, name: str = "words") -> Path:
+    """The project's base, with its data in a file of its own."""
+    (project / "experiments/data").mkdir()
+    (project / f"experiments/data/{name}.yaml").write_text(text)
+    base = project / "experiments/base/micro.yaml"
+    written = base.read_text()
+    start, end = written.index("data:"), written.index("train:\n")
+    base.write_text(f"{written[:start]}data: words\n{written[end:]}")
+    return base
+
+
+def test_data_in_a_file_of_its_own_is_the_same_data(project, monkeypatch):
+    monkeypatch.chdir(project)
+    base = project / "experiments/base/micro.yaml"
+    inline = load_base(base)[1].identity()
+    assert load_base(name_data(project))[1].identity() == inline
+
+
+def test_an_experiment_may_ask_on_other_data(project, monkeypatch):
+    monkeypatch.chdir(project)
+    file = project / "experiments/micro_theta.yaml"
+    before = load_plan(file)
+    name_data(project)
+    (project / "experiments/data/fewer.yaml").write_text(DATA.replace("train-*", "train-0*"))
+    file.write_text(file.read_text() + "data: fewer\n")
+    plan = load_plan(file)
+    assert {run.recipe.data.source.train for run in plan.runs()} == {("text/train-0*.txt",)}
+    assert {run.key for run in plan.runs()}.isdisjoint(run.key for run in before.runs())
+    assert plan.decide.sigma_source.endswith("on the base's own data")
+
+
+@pytest.mark.parametrize("whose", ["base", "experiment"])
+def test_data_that_is_not_there_is_named_with_its_line(project, monkeypatch, whose):
+    monkeypatch.chdir(project)
+    name_data(project)
+    file = project / f"experiments/{'base/micro' if whose == 'base' else 'micro_theta'}.yaml"
+    file.write_text(file.read_text().replace("data: words", "") + "\ndata: wrods\n")
+    with pytest.raises(ConfigError) as error:
+        load_plan(project / "experiments/micro_theta.yaml")
+    (problem,) = error.value.problems
+    assert problem.where.startswith(str(file))
+    assert problem.where.endswith(str(len(file.read_text().splitlines())))
+    assert "did you mean 'words'" in problem.allowed
+
+
+def test_a_broken_data_file_is_reported_with_its_own_lines(project, monkeypatch):
+    monkeypatch.chdir(project)
+    name_data(project, DATA.replace("vocab_size: 300", "vocab_size: many"))
+    with pytest.raises(ConfigError) as error:
+        load_plan(project / "experiments/micro_theta.yaml")
+    (problem,) = error.value.problems
+    assert problem.where.endswith("experiments/data/words.yaml:3")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/data").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_data_file_is_pinned(file):
+    identity = load_data(file).identity()
+    assert identity["source"]["type"] in ("packages", "hub")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/base").glob("smollm2-135m*.yaml")), ids=lambda f: f.stem)
+def test_every_full_size_base_has_the_model(file):
+    base, recipe = load_base(file)
+    assert base.name == file.stem
+    assert recipe.model == ModelConfig.preset("smollm2-135m")

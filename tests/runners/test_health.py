@@ -188,6 +188,9 @@ def test_plateau_and_rate():
     check_learning(60, [chance + 0.9] * 60, 1e-3, 1024, brief)  # a short run has not learned much, but nothing was lost
     with pytest.raises(RunInvalid, match="diverged: after 60 steps the loss of the last 6 is 321.0"):
         check_learning(60, [321.0] * 60, 1e-3, 1024, brief)
+    check_learning(100, [0.11 * chance] * 100, 1e-3, 1024, short)
+    with pytest.raises(RunInvalid, match="too good: after 100 steps the loss of the last 10 is 0.6238"):
+        check_learning(100, [0.09 * chance] * 100, 1e-3, 1024, short)
     for rate in (1e-58, 0.0, math.nan):
         with pytest.raises(RunInvalid, match="learning rate: the optimizer's is"):
             check_learning(5, [3.0], rate, 1024, short)

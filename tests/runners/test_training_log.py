@@ -37,7 +37,13 @@ def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = Non
 
 def text_of(run: RunFolder) -> str:
     recipe, _ = run.config()
-    return training_log("micro", run, prepare(recipe.data, Path("cache")), CPU)
+    return training_log(
+        "micro",
+        "python -m runners train experiments/micro_theta.yaml control 0",
+        run,
+        prepare(recipe.data, Path("cache")),
+        CPU,
+    )
 
 
 def timeless(text: str) -> list[str]:

@@ -1,0 +1,89 @@
+"""Whether two runs of one recipe and one seed, made on different machines, agree.
+
+Machines sum in other orders, and training is chaotic: such runs drift apart, from the last digit on, until they differ
+as much as the rounding of any two does. How much that is at which step is measured, by runs of the same recipe and
+seed that were made in other ways, and a difference is held against that.
+
+Axes: m runs, r rows of the log (a step's loss each, say), in the order of the steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analysis.plots import Drawing
+
+ALPHA = 0.01  # that two runs which differ in rounding alone are said to disagree, in any row
+REACH = 3  # rows before and after from which a row's scatter is taken too: that of a few runs alone is a rough guess
+ROUNDING = 1e-6  # of the value itself: as far as float32 sums go apart at once, before any chaos
+MIN_RUNS = 3
+
+
+def scatter_band(runs: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+    """How far apart two runs may lie in each row, by the scatter of ``runs`` (m, r) that are known to be alike.
+
+    The standard deviation over runs, pooled over nearby rows, times Student's t with Bonferroni's correction for the
+    number of rows, so that all rows of an honest run lie inside with probability 1 - ``alpha`` or more.
+
+    Raises:
+        ValueError: for fewer than three runs.
+    """
+    count, rows = runs.shape
+    if count < MIN_RUNS:
+        raise ValueError(f"{count} runs show no scatter; {MIN_RUNS} or more do")
+    variances = runs.var(axis=0, ddof=1)
+    near = [slice(max(0, i - REACH), i + REACH + 1) for i in range(rows)]
+    pooled = np.array([variances[s].mean() for s in near])
+    # Neighbours share their history, so the runs alone count as degrees of freedom.
+    critical = float(stats.t.isf(alpha / (2 * rows), count - 1)) if rows else math.nan
+    return np.asarray(critical * np.sqrt(2 * pooled) + ROUNDING * np.abs(runs).mean(axis=0))
+
+
+def prior_band(sigma: float, rows: int, alpha: float = ALPHA) -> float:
+    """The same where only the standard deviation ``sigma`` between seeds is known: another rounding is no more."""
+    return float(stats.norm.isf(alpha / (2 * max(1, rows)))) * math.sqrt(2) * sigma
+
+
+def figure(
+    title: str,
+    steps: Sequence[float],
+    there: Sequence[float],
+    here: Sequence[float],
+    allowed: Sequence[float] | None = None,
+    names: tuple[str, str] = ("the log", "made again"),
+    axis: str = "step",
+) -> Figure:
+    """Two loss curves and their difference, with the band in which it may lie.
+
+    Args:
+        title: what was compared.
+        steps: where on the x axis.
+        there: losses of the log, in nats.
+        here: those it is held against; NaN where there is none.
+        allowed: half-widths of the band; None draws none.
+        names: of the two curves.
+        axis: what ``steps`` counts.
+    """
+    drawing = Drawing(11, 4)
+    left, right = drawing.subplots(1, 2)
+    x, a, b = (np.asarray(values, dtype=float) for values in (steps, there, here))
+    left.plot(x, a, color="#000000", linewidth=1, label=names[0])
+    left.plot(x, b, color="#D55E00", linewidth=1, linestyle="--", label=names[1])
+    left.set(xlabel=axis, ylabel="loss (nats/token)")
+    left.legend(frameon=False)
+    right.axhline(0, color="0.4", linewidth=0.8)
+    if allowed is not None:
+        half = np.asarray(allowed, dtype=float)
+        right.fill_between(x, -half, half, color="0.9", linewidth=0, label="may lie here")
+        right.legend(frameon=False)
+    right.plot(x, b - a, color="#0072B2", linewidth=1, marker=".", markersize=3)
+    right.set(xlabel=axis, ylabel=f"{names[1]} - {names[0]} (nats/token)")
+    drawing.suptitle(title, fontsize=10)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return drawing
