@@ -337,7 +337,7 @@ def make_again(
     run = promise.run
     torch.set_num_threads(way.threads or torch.get_num_threads())
     compile_mode = "on" if way.compiled else "off"
-    run_folder = RunFolder(root / f"{way.threads}-{way.micro_batch}-{compile_mode}", run.key)
+    run_folder = RunFolder(root / f"{way.platform}-{way.threads}-{way.micro_batch}-{compile_mode}", run.key)
     status = run_folder.status
     unfit = status.stratum not in ("", stratum(device, torch.get_num_threads()))
     if unfit or status.state in ("FINISHED", "INVALID", "FAILED"):
