@@ -19,28 +19,31 @@ from scipy import stats
 from analysis.plots import Drawing
 
 ALPHA = 0.01  # that two runs which differ in rounding alone are said to disagree, in any row
-REACH = 3  # rows before and after from which a row's scatter is taken too: that of a few runs alone is a rough guess
+REACH = 3  # rows before and after from which a row's scatter is taken too
 ROUNDING = 1e-6  # of the value itself: as far as float32 sums go apart at once, before any chaos
-MIN_RUNS = 3
 
 
-def scatter_band(runs: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+def scatter_band(
+    runs: np.ndarray, alpha: float = ALPHA, *, reach: int = REACH, independent: bool = False
+) -> np.ndarray:
     """How far apart two runs may lie in each row, by the scatter of ``runs`` (m, r) that are known to be alike.
 
-    The standard deviation over runs, pooled over nearby rows, times Student's t with Bonferroni's correction for the
-    number of rows, so that all rows of an honest run lie inside with probability 1 - ``alpha`` or more.
+    The standard deviation over runs, pooled over the ``reach`` rows before and after, times Student's t with
+    Bonferroni's correction for the number of rows, so that all rows of an honest run lie inside with probability
+    1 - ``alpha`` or more. Steps of a run share their history, so that the runs alone count as degrees of freedom;
+    ``independent`` rows count themselves.
 
     Raises:
-        ValueError: for fewer than three runs.
+        ValueError: for a single run.
     """
     count, rows = runs.shape
-    if count < MIN_RUNS:
-        raise ValueError(f"{count} runs show no scatter; {MIN_RUNS} or more do")
+    if count < 2:
+        raise ValueError(f"{count} runs show no scatter")
     variances = runs.var(axis=0, ddof=1)
-    near = [slice(max(0, i - REACH), i + REACH + 1) for i in range(rows)]
+    near = [slice(max(0, i - reach), min(rows, i + reach + 1)) for i in range(rows)]
     pooled = np.array([variances[s].mean() for s in near])
-    # Neighbours share their history, so the runs alone count as degrees of freedom.
-    critical = float(stats.t.isf(alpha / (2 * rows), count - 1)) if rows else math.nan
+    df = np.array([(count - 1) * (s.stop - s.start if independent else 1) for s in near])
+    critical = stats.t.isf(alpha / (2 * rows), df)
     return np.asarray(critical * np.sqrt(2 * pooled) + ROUNDING * np.abs(runs).mean(axis=0))
 
 

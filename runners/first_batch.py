@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.agreement import MIN_RUNS, scatter_band
+from analysis.agreement import scatter_band
 from llama_variants import build_model
 from llama_variants.errors import ConfigError, Problem
 from runners.data import Corpus
@@ -85,11 +85,13 @@ def hold_first_batch(file: Path, record: Mapping[str, Any], rows: Sequence[int],
     there = known.get(platform, next(iter(known.values())))
     if exact:
         basis, allowed = "to the last digit", np.zeros(len(there))
-    elif len(known) >= MIN_RUNS:
+    elif len(known) > 1:
         basis = f"the scatter of {len(known)} other platforms"
-        allowed = scatter_band(np.array(list(known.values())))
+        allowed = scatter_band(np.array(list(known.values())), independent=True)
     else:
-        raise ConfigError([Problem(("LOG",), f"{file}, with {len(known)} platforms and not {platform}", f"{MIN_RUNS}")])
+        raise ConfigError(
+            [Problem(("LOG",), f"{file}, of another platform than {platform}", "this one, or two others")]
+        )
     made = []
     for row, loss in zip(rows, here, strict=True):
         gap = abs(loss - there[row])

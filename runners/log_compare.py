@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.agreement import ALPHA, MIN_RUNS, prior_band, scatter_band
+from analysis.agreement import ALPHA, REACH, prior_band, scatter_band
 from runners.training_log import TrainingLog
 
 KINDS = ("loss", "validation")
+MIN_LOGS = 3  # of other ways: the scatter of fewer says next to nothing
 SHOWN = 10  # departures that are told one by one
 
 
@@ -138,11 +139,13 @@ def hold_statistically(
         places = [step for step in sorted({*there, *here}) if step <= steps]
         shared = [s for s in places if s in there and s in here and all(s in other for other in beside)]
         band = dict.fromkeys(shared, np.nan)
-        if len(beside) >= MIN_RUNS and shared:  # half of the alarms to each kind
+        if len(beside) >= MIN_LOGS and shared:  # half of the alarms to each kind
             runs = np.array([[other[s] for s in shared] for other in beside])
-            band = dict(zip(shared, scatter_band(runs, ALPHA / 2), strict=True))
-        elif kind == "validation" and sigma:
-            band = dict.fromkeys(shared, prior_band(sigma, len(shared)))
+            # Validations are few and far apart, and their scatter grows manifold from one to the next.
+            reach = REACH if kind == "loss" else 1
+            band = dict(zip(shared, scatter_band(runs, ALPHA / 2, reach=reach), strict=True))
+        if kind == "validation" and sigma:  # which a scatter that rests on few logs may exceed
+            band = {s: np.fmin(half, prior_band(sigma, len(shared))) for s, half in band.items()}
         for step in places:
             a, b = there.get(step, np.nan), here.get(step, np.nan)
             allowed, text = float(band.get(step, np.nan)), ""
@@ -153,10 +156,10 @@ def hold_statistically(
             elif kind == "loss" and known.log.rates[step] != again.rates[step]:
                 text = f"learning rate {known.log.rates[step]!r} in the log, {again.rates[step]!r} made again"
             rows.append(Row(step, kind, a, b, allowed, text))
-    if len(others) >= MIN_RUNS:
+    if len(others) >= MIN_LOGS:
         basis = f"the scatter of {len(others)} logs of this run computed in other ways"
     elif sigma:
-        basis = f"the scatter between seeds (sd {sigma:g}), validations alone: fewer than {MIN_RUNS} logs of other ways"
+        basis = f"the scatter between seeds (sd {sigma:g}), validations alone: fewer than {MIN_LOGS} logs of other ways"
     else:
         basis = "nothing: no scatter is known, so this only shows what differs"
     return Outcome(known.file, False, basis, tuple(rows), unchecked(known.log, steps))
@@ -176,7 +179,10 @@ def outcome_text(outcome: Outcome) -> str:
     departed = sorted((row for row in outcome.rows if row.text), key=lambda row: row.step)
     said = "agrees" if outcome.agrees else "DEPARTS"
     lines = [f"{outcome.file}: {said}; held {outcome.basis if outcome.exact else f'against {outcome.basis}'}"]
-    lines.append(f"  {len(outcome.rows)} lines made again, {len(departed)} of them depart")
+    windows = any(row.kind == "window" for row in outcome.rows)
+    lines.append(
+        f"  {len(outcome.rows)} {'windows' if windows else 'lines'} made again, {len(departed)} of them depart"
+    )
     lines += [f"  {row.kind if row.kind == 'window' else 'step'} {row.step}: {row.text}" for row in departed[:SHOWN]]
     if len(departed) > SHOWN:
         lines.append(f"  … and {len(departed) - SHOWN} more")
@@ -191,8 +197,7 @@ def outcome_text(outcome: Outcome) -> str:
                 f"limit at {most.step}: {abs(most.here - most.there):.2g} apart, {most.allowed:.2g} allowed"
             )
     if outcome.unchecked:
-        what = "windows" if outcome.rows and outcome.rows[0].kind == "window" else "lines of steps"
-        first, last_ = outcome.unchecked[0], outcome.unchecked[-1]
-        places = ", ".join(map(str, outcome.unchecked)) if what == "windows" else f"{first} to {last_}"
-        lines.append(f"  not checked: {what} {places} ({len(outcome.unchecked)})")
+        ends = f"{outcome.unchecked[0]} to {outcome.unchecked[-1]}"
+        places = f"windows {', '.join(map(str, outcome.unchecked))}" if windows else f"lines of steps {ends}"
+        lines.append(f"  not checked: {places} ({len(outcome.unchecked)})")
     return "\n".join(lines)

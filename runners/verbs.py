@@ -230,7 +230,10 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps([asdict(one) | {"agrees": one.agrees} for one in outcomes], indent=1, default=str))
+        told = [asdict(one) | {"agrees": one.agrees} for one in outcomes]
+        for row in (row for one in told for row in one["rows"]):
+            row |= {name: None for name, value in row.items() if value != value}  # JSON has no NaN
+        print(json.dumps(told, indent=1, default=str, allow_nan=False))
     return 0 if agrees else 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.agreement import ALPHA, MIN_RUNS, figure, prior_band, scatter_band
+from analysis.agreement import ALPHA, figure, prior_band, scatter_band
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
@@ -37,9 +37,18 @@ def test_where_runs_agree_to_the_last_bit_rounding_alone_is_allowed():
     assert scatter_band(runs) == pytest.approx(7.4e-6)
 
 
-def test_a_scatter_takes_three_runs():
-    with pytest.raises(ValueError, match="2 runs show no scatter"):
-        scatter_band(np.zeros((MIN_RUNS - 1, 4)))
+def test_a_scatter_takes_two_runs():
+    with pytest.raises(ValueError, match="1 runs show no scatter"):
+        scatter_band(np.zeros((1, 4)))
+
+
+def test_independent_rows_need_few_runs():
+    rng, trials, alarms = np.random.default_rng(3), 400, 0
+    for _ in range(trials):
+        runs = 11 + 1e-3 * rng.standard_normal((4, 16))
+        alarms += bool((np.abs(runs[-1] - runs[-2]) > scatter_band(runs[:-2], independent=True)).any())
+    assert stats.binom.cdf(alarms, trials, ALPHA) < 0.999
+    assert (scatter_band(runs[:-2], independent=True) < scatter_band(runs[:-2]) / 10).all()
 
 
 def test_by_the_noise_between_seeds():

@@ -27,6 +27,7 @@ from runners.log_compare import Known, Way, hold_exactly, hold_statistically
 from runners.stop import StopRequest
 from runners.store import RunFolder
 from runners.training_log import TrainingLog, training_log
+from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment, write_project
 
 CPU = torch.device("cpu")
@@ -225,6 +226,38 @@ def test_where_seed_noise_alone_is_known_validations_are_held_against_it(made):
     assert "sd 0.003" in outcome.basis
 
 
+LOGS = sorted((ROOT / "tests/golden/baseline-tiny").glob("*.log"))
+
+
+@pytest.mark.parametrize("file", LOGS, ids=lambda file: file.stem)
+def test_the_logs_of_tiny_lie_inside_each_other_s_scatter(file):
+    """Each, as if made again here, against every other, by the scatter of the rest."""
+    logs = {one: TrainingLog.parse(one.read_text()) for one in LOGS}
+    again = logs[file]
+    for other in LOGS:
+        rest = [log for one, log in logs.items() if one not in (file, other)]
+        outcome = hold_statistically(Known(other, logs[other]), again, 1200, rest, None)
+        assert outcome.agrees, outcome.departs
+        assert other == file or Way.of(logs[other]) != Way.of(again)
+
+
+def test_that_scatter_is_narrow_enough_to_be_of_use():
+    """Less than a tenth of what was learned by then; less than a thousandth while chaos has not set in."""
+    first, *rest = (TrainingLog.parse(file.read_text()) for file in LOGS)
+    outcome = hold_statistically(Known(LOGS[0], first), first, 1200, rest, None)
+    allowed = {(row.step, row.kind): row.allowed for row in outcome.rows}
+    assert allowed[1, "loss"] < 1e-4
+    assert allowed[1200, "validation"] < 0.1 * (first.losses[1] - first.validation[1200])
+
+
+def test_every_log_of_tiny_is_of_the_run_that_training_log_is_of():
+    recipes = {TrainingLog.parse(file.read_text()).header["recipe"] for file in LOGS}
+    assert len(recipes) == 1
+    run = load_plan(ROOT / "experiments/baseline.yaml", base="tiny").arms[0].runs[0]
+    assert all(f"key {run.key}" in TrainingLog.parse(file.read_text()).header["run"] for file in LOGS)
+    assert len(LOGS) > 6
+
+
 def test_the_way_of_a_log_says_what_its_bits_depend_on(made):
     logs = [TrainingLog.parse((made / name).read_text()) for name in ("training.log", "split-1.log")]
     ways = [Way.of(log) for log in logs]
@@ -300,9 +333,10 @@ def test_a_first_batch_elsewhere_is_held_against_the_scatter_of_platforms(first,
     record["losses"] = {name: [loss + 0.01 for loss in values] for name, values in record["losses"].items()}
     first.write_text(json.dumps(record))
     assert main(["reproduce", "first.json"]) == 1
-    del record["losses"]["p0"]
+    del record["losses"]["p0"], record["losses"]["p1"]
     first.write_text(json.dumps(record))
     assert main(["reproduce", "first.json"]) == 2
+    assert "two others" in capsys.readouterr().err
 
 
 def test_a_first_batch_of_another_model_is_refused_but_not_of_another_rate(first, here, capsys):
