@@ -20,6 +20,7 @@ from analysis.plots import Drawing
 
 ALPHA = 0.01  # that two runs which differ in rounding alone are said to disagree, in any row
 REACH = 3  # rows before and after from which a row's scatter is taken too
+LEAST = 1e-8  # the bottom of a figure's axis of differences, where those of zero lie
 ROUNDING = 1e-6  # of the value itself: as far as float32 sums go apart at once, before any chaos
 
 
@@ -61,7 +62,7 @@ def figure(
     names: tuple[str, str] = ("the log", "made again"),
     axis: str = "step",
 ) -> Figure:
-    """Two loss curves and their difference, with the band in which it may lie.
+    """Two loss curves, and how far they lie apart, on a logarithmic axis, with the band in which that may be.
 
     Args:
         title: what was compared.
@@ -79,13 +80,15 @@ def figure(
     left.plot(x, b, color="#D55E00", linewidth=1, linestyle="--", label=names[1])
     left.set(xlabel=axis, ylabel="loss (nats/token)")
     left.legend(frameon=False)
-    right.axhline(0, color="0.4", linewidth=0.8)
+    gaps = np.abs(b - a)
     if allowed is not None:
-        half = np.asarray(allowed, dtype=float)
-        right.fill_between(x, -half, half, color="0.9", linewidth=0, label="may lie here")
-        right.legend(frameon=False)
-    right.plot(x, b - a, color="#0072B2", linewidth=1, marker=".", markersize=3)
-    right.set(xlabel=axis, ylabel=f"{names[1]} - {names[0]} (nats/token)")
+        right.fill_between(x, LEAST, np.asarray(allowed, dtype=float), color="0.9", linewidth=0, label="may lie here")
+        right.legend(frameon=False, loc="upper left")
+    right.plot(x, np.maximum(gaps, LEAST), color="#0072B2", linewidth=0, marker=".", markersize=4)
+    right.set(xlabel=axis, ylabel="difference (nats/token)", yscale="log", ylim=(LEAST, None))
+    if not (gaps > 0).any():
+        right.set_ylim(LEAST, 1)
+        right.text(0.5, 0.5, "equal to the last digit", transform=right.transAxes, ha="center", fontsize=9)
     drawing.suptitle(title, fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -63,4 +63,7 @@ def test_the_figure_draws_both_curves_and_the_band():
     left, right = drawing.axes
     assert [line.get_ydata().tolist()[0] for line in left.lines] == [3, 3]
     assert len(right.collections) == 1
-    assert right.lines[-1].get_ydata()[1] == pytest.approx(0.1)
+    assert right.lines[-1].get_ydata()[:2] == pytest.approx([1e-8, 0.1])
+    assert not right.texts
+    equal = figure("t", [1, 2], [3, 2], [3, 2]).axes[1]
+    assert [text.get_text() for text in equal.texts] == ["equal to the last digit"]
