@@ -57,12 +57,12 @@ def read(file: Path) -> tuple[Design, pd.DataFrame]:
 
 
 def results_markdown(files: Sequence[Path]) -> str:
-    """One table of every arm in ``files``: the verdicts, computed anew, under the question of each experiment.
+    """One table of every arm in ``files``: the verdicts, computed anew, under the question of each experiment, by name.
 
     Raises:
         ValueError: for a file without results, and for results on different bases, which no table holds.
     """
-    kept = [read(file) for file in files]
+    kept = sorted((read(file) for file in files), key=lambda pair: (pair[0].name, pair[0].confirms))
     bases = sorted({(design.base, design.tokens_per_run, design.metric, design.margin) for design, _ in kept})
     if len(bases) != 1:
         raise ValueError(
@@ -95,7 +95,8 @@ def results_markdown(files: Sequence[Path]) -> str:
                 shared.add(tuple(line))
                 body.insert(len(shared) - 1, line)
         mean = cells(rows_of(table)[0], table, design)[2]
-        body.append([f"*{design.question}*", str(table.iloc[0]["n"]), mean, *[""] * (len(head) - 3)])
+        question = f"*{design.question}*{' Once more, on fresh seeds:' if design.confirms else ''}"
+        body.append([question, str(table.iloc[0]["n"]), mean, *[""] * (len(head) - 3)])
         body += asked
     return "\n".join([*lines, markdown_table(head, body)])
 

@@ -34,7 +34,7 @@ def test_the_table_has_every_variant_once_and_the_checks_once(tmp_path):
     files.append(keep(other, runs, tmp_path))
     table = results_markdown(files)
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")]
-    assert rows == ["arm", "---", "again", "*Does width help?*", "b", "c", "*Does height \\| help?*", "d"]
+    assert rows == ["arm", "---", "again", "*Does height \\| help?*", "d", "*Does width help?*", "b", "c"]
     assert "tok/s" not in table
     assert len({line.count(" | ") for line in table.splitlines() if line.startswith("| ") and "\\|" not in line}) == 1
 
@@ -63,7 +63,7 @@ def test_the_table_of_the_readme_comes_out_of_the_kept_results(root):
     """As `make results` writes it."""
     text = (root / "README.md").read_text()
     files = sorted((root / "experiments/results").glob("*-tiny.json"))
-    assert len(files) == 5
+    assert len(files) == 6
     assert insert(text, results_markdown(files)) == text
 
 
@@ -71,6 +71,6 @@ def test_what_is_kept_was_made_in_one_stratum_with_the_declared_seeds(root):
     for file in (root / "experiments/results").glob("*-tiny.json"):
         plan, runs = read(file)
         assert len(plan.control.run_keys) == 8
-        assert {len(a.run_keys) for a in plan.arms if a.role == "variant"} == {3}
+        assert {len(a.run_keys) for a in plan.arms if a.role == "variant"} == {8 if plan.confirms else 3}
         assert runs["stratum"].nunique() == runs["data"].nunique() == 1
         assert json.loads(Path(file).read_text())["runs"]
