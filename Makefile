@@ -42,7 +42,7 @@ power: setup  ## which effect how many seeds show, on EXP's base
 
 baseline: setup  ## the baseline, stopped before its end and gone on with, and its training.log (BASE=tiny on a CPU)
 	$(PY) -m runners train experiments/baseline.yaml control --stop-after -50 $(OPTIONS)
-	$(PY) -m runners train experiments/baseline.yaml control $(OPTIONS)
+	$(PY) -m runners train experiments/baseline.yaml control $(filter-out --fresh,$(OPTIONS))
 	$(PY) -m runners log experiments/baseline.yaml control --out training.log $(if $(BASE),--base $(BASE))
 
 reproduce: setup  ## make again what training.log says, and the first batch at full size (STEPS=, ROWS=, LOGS=)

@@ -31,8 +31,8 @@ def scatter_band(
 
     The standard deviation over runs, pooled over the ``reach`` rows before and after, times Student's t with
     Bonferroni's correction for the number of rows, so that all rows of an honest run lie inside with probability
-    1 - ``alpha`` or more. Steps of a run share their history, so that the runs alone count as degrees of freedom;
-    ``independent`` rows count themselves.
+    1 - ``alpha``; roughly, since a row's own scatter is not quite what it is pooled with. Steps of a run share their
+    history, so that the runs alone count as degrees of freedom; ``independent`` rows count themselves.
 
     Raises:
         ValueError: for a single run.
@@ -87,8 +87,9 @@ def figure(
     right.plot(x, np.maximum(gaps, LEAST), color="#0072B2", linewidth=0, marker=".", markersize=4)
     right.set(xlabel=axis, ylabel="difference (nats/token)", yscale="log", ylim=(LEAST, None))
     if not (gaps > 0).any():
+        said = "equal to the last digit" if np.isfinite(gaps).any() else "nothing to compare"
         right.set_ylim(LEAST, 1)
-        right.text(0.5, 0.5, "equal to the last digit", transform=right.transAxes, ha="center", fontsize=9)
+        right.text(0.5, 0.5, said, transform=right.transAxes, ha="center", fontsize=9)
     drawing.suptitle(title, fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

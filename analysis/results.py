@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.cells import cells, count, markdown_table, rows_of, titles
 from analysis.compare import compare
+from analysis.load import RUN_COLUMNS, require
 from analysis.schema import Design
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -34,7 +35,9 @@ def keep(design: Design, runs: pd.DataFrame, folder: Path) -> Path:
         records.append({str(key): None if _absent(value) else value for key, value in row.items()})
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{design.experiment}.json"
-    file.write_text(json.dumps({"design": design.to_tags(), "runs": records}, indent=1) + "\n")
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"design": design.to_tags(), "runs": records}, indent=1) + "\n")
+    partial.replace(file)  # whole or not at all
     return file
 
 
@@ -47,7 +50,8 @@ def read(file: Path) -> tuple[Design, pd.DataFrame]:
     try:
         record = json.loads(file.read_text())
         design, runs = Design.from_tags(record["design"]), pd.DataFrame(record["runs"])
-    except (KeyError, TypeError, ValueError) as error:
+        require(runs, [name for name in RUN_COLUMNS if name != "mlflow_run_id"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} holds no results: {type(error).__name__}: {error}") from None
     runs.insert(0, "mlflow_run_id", "")
     runs = runs.astype(dict.fromkeys(_TIMES, "datetime64[ns, UTC]"))
@@ -63,6 +67,9 @@ def results_markdown(files: Sequence[Path]) -> str:
         ValueError: for a file without results, and for results on different bases, which no table holds.
     """
     kept = sorted((read(file) for file in files), key=lambda pair: (pair[0].name, pair[0].confirms))
+    experiments = [design.experiment for design, _ in kept]
+    if len(set(experiments)) < len(experiments):
+        raise ValueError(f"results of one experiment twice: {', '.join(sorted(experiments))}")
     bases = sorted({(design.base, design.tokens_per_run, design.metric, design.margin) for design, _ in kept})
     if len(bases) != 1:
         raise ValueError(

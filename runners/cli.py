@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--micro-batch", type=_positive, metavar="WINDOWS", help="at a time (default: the log's)")
     text = "compile the model: auto is as the log has it"
     again.add_argument("--compile", choices=("auto", "on", "off"), default="auto", dest="compile_mode", help=text)
+    text = "of a log that names no recipe (default 49152, SmolLM2's)"
+    again.add_argument("--vocab-size", type=_positive, default=49_152, metavar="N", help=text)
     again.add_argument("--out", type=Path, metavar="FILE", help="also write the log of the run made again")
     again.add_argument("--json", action="store_true", help="print JSON")
     again.set_defaults(verb=verbs.reproduce)

@@ -180,6 +180,15 @@ class Plan:
         ]
         return [run for _, _, run in sorted(placed, key=lambda item: item[:2])]
 
+    def run_of(self, arm: str, index: int) -> PlannedRun:
+        """One run, by its arm and which of the arm's seeds, from 0. Raises ConfigError where there is none."""
+        runs = {planned.name: planned.runs for planned in self.arms}
+        if arm not in runs:
+            raise ConfigError([Problem(("arm",), repr(arm), one_of(arm, runs))])
+        if not 0 <= index < len(runs[arm]):
+            raise ConfigError([Problem(("index",), str(index), f"0 to {len(runs[arm]) - 1}")])
+        return runs[arm][index]
+
     def elsewhere(self) -> list[PlannedRun]:
         """Runs of budgets, which count where another experiment on this base made them."""
         return [run for arm in self.budgets for run in arm.runs]

@@ -6,7 +6,7 @@ A file keeps these losses for each platform on which they were computed, in floa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from analysis.agreement import scatter_band
 from llama_variants import build_model
-from llama_variants.errors import ConfigError, Problem
+from llama_variants.errors import ConfigError, Problem, StrictModel, check
 from runners.data import Corpus
 from runners.determinism import platform_tag
 from runners.evaluate import evaluate
@@ -24,6 +24,18 @@ from runners.log_compare import Outcome, Row
 from runners.recipe import Recipe
 from runners.same_run import check_comparable, check_same_data
 from runners.store import write_atomically
+
+FAR = 1e-3  # nats: rounding in float32 is a thousandth of it
+
+
+class FirstBatch(StrictModel):
+    """The record: what was computed, and the losses of all windows by the platform on which they were."""
+
+    run: str
+    command: str
+    data: str
+    recipe: dict[str, Any]
+    losses: dict[str, list[float]]
 
 
 def first_batch_losses(recipe: Recipe, seed: int, corpus: Corpus, rows: Sequence[int]) -> list[float]:
@@ -48,54 +60,54 @@ def write_first_batch(file: Path, run: PlannedRun, title: str, command: str, cor
     Raises ConfigError where the file holds those of another run.
     """
     recipe = first_batch_recipe(run.recipe, run.seed)
-    record: dict[str, Any] = {
-        "run": title,
-        "command": command,
-        "data": corpus.fingerprint,
-        "recipe": recipe,
-        "losses": {},
-    }
+    losses_of: dict[str, list[float]] = {}
     if file.exists():
-        record = read_first_batch(file)
-        check_comparable(file, record["recipe"], recipe)
-        check_same_data(file, record["data"], corpus)
+        there = read_first_batch(file)
+        check_comparable(file, there.recipe, recipe)
+        check_same_data(file, there.data, corpus)
+        losses_of = dict(there.losses)
     losses = first_batch_losses(run.recipe, run.seed, corpus, range(run.recipe.train.batch_size))
-    record["losses"][platform_tag(torch.device("cpu"))] = losses
+    losses_of[platform_tag(torch.device("cpu"))] = losses
+    record = FirstBatch(run=title, command=command, data=corpus.fingerprint, recipe=recipe, losses=losses_of)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(record, indent=1) + "\n")
+    write_atomically(file, json.dumps(record.model_dump(), indent=1) + "\n")
 
 
-def read_first_batch(file: Path) -> dict[str, Any]:
+def read_first_batch(file: Path) -> FirstBatch:
     """What :func:`write_first_batch` wrote. Raises ConfigError for anything else."""
     try:
-        record = json.loads(file.read_text())
-        if {"run", "command", "data", "recipe", "losses"} <= record.keys() and record["losses"]:
-            return dict(record)
-        said = f"{file}, without command, data, recipe and losses"
-    except (OSError, ValueError, AttributeError) as error:
-        said = f"{file}: {error}"
-    raise ConfigError([Problem(("LOG",), said, "what `python -m runners log … --first-batch --out FILE` wrote")])
+        record, problems = check(FirstBatch, json.loads(file.read_text()))
+        said = f"{file}: {problems[0].received}" if problems else ""
+    except (OSError, ValueError) as error:
+        record, said = None, f"{file}: {error}"
+    if record is None or said:
+        raise ConfigError([Problem(("LOG",), said, "what `python -m runners log … --first-batch --out FILE` wrote")])
+    counts = {len(values) for values in record.losses.values()}
+    losses = np.array(list(record.losses.values())) if len(counts) == 1 else np.zeros((0, 0))
+    if not losses.size or not np.ptp(losses, axis=0).max() <= FAR:
+        said = f"{file}, whose losses are none, not as many for each platform, or more than {FAR:g} apart"
+        raise ConfigError([Problem(("LOG",), said, "losses of one batch, which differ by rounding")])
+    platform = platform_tag(torch.device("cpu"))
+    if platform not in record.losses and len(record.losses) < 2:
+        allowed = "a record of this platform, or of two others"
+        raise ConfigError([Problem(("LOG",), f"{file}, not of {platform}", allowed)])
+    return record
 
 
-def hold_first_batch(file: Path, record: Mapping[str, Any], rows: Sequence[int], here: Sequence[float]) -> Outcome:
+def hold_first_batch(file: Path, record: FirstBatch, rows: Sequence[int], here: Sequence[float]) -> Outcome:
     """Hold the losses of some windows against the record: to the last digit where it has this platform."""
     platform = platform_tag(torch.device("cpu"))
-    known = {name: np.array(losses) for name, losses in record["losses"].items()}
-    exact = platform in known
-    there = known.get(platform, next(iter(known.values())))
-    if exact:
-        basis, allowed = "to the last digit", np.zeros(len(there))
-    elif len(known) > 1:
-        basis = f"the scatter of {len(known)} other platforms"
-        allowed = scatter_band(np.array(list(known.values())), independent=True)
-    else:
-        raise ConfigError(
-            [Problem(("LOG",), f"{file}, of another platform than {platform}", "this one, or two others")]
-        )
+    exact = platform in record.losses
+    there = record.losses[platform] if exact else next(iter(record.losses.values()))
+    basis, allowed = "to the last digit", np.zeros(len(there))
+    if not exact:
+        basis = f"the scatter of {len(record.losses)} other platforms"
+        allowed = scatter_band(np.array(list(record.losses.values())), independent=True)
     made = []
     for row, loss in zip(rows, here, strict=True):
-        gap = abs(loss - there[row])
-        text = f"{there[row]!r} in the record, {loss!r} computed again" if not gap <= allowed[row] else ""
-        made.append(Row(row, "window", float(there[row]), loss, float(allowed[row]), text))
-    unchecked = tuple(row for row in range(len(there)) if row not in rows)
-    return Outcome(file, exact, basis, tuple(made), unchecked)
+        agrees = abs(loss - there[row]) <= allowed[row]
+        text = "" if agrees else f"{there[row]!r} in the record, {loss!r} computed again"
+        made.append(Row(row, "window", there[row], loss, float(allowed[row]), text))
+    left = [str(row) for row in range(len(there)) if row not in rows]
+    told = (f"windows {', '.join(left)} ({len(left)})",) if left else ()
+    return Outcome(file, exact, basis, tuple(made), told)

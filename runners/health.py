@@ -264,6 +264,7 @@ def log_faults(steps: Sequence[int], losses: Sequence[float], rates: Sequence[fl
         rates: learning rate of each line.
         vocab_size: of the model.
     """
+    assert len(steps) == len(losses) == len(rates) > 0
     if (bad := next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)) is not None:
         yield f"not finite: loss {losses[bad]} at step {steps[bad]}"
         return
@@ -274,7 +275,7 @@ def log_faults(steps: Sequence[int], losses: Sequence[float], rates: Sequence[fl
             check_first_loss(losses[0], vocab_size)
         except RunInvalid as invalid:
             yield str(invalid)
-    still = [i for i, rate in enumerate(rates) if not rate >= MIN_LR]
+    still = [i for i, rate in enumerate(rates[1:-1], start=1) if not rate >= MIN_LR]  # zero may be the first and last
     if still:
         first = still[0]
         yield (
@@ -284,7 +285,7 @@ def log_faults(steps: Sequence[int], losses: Sequence[float], rates: Sequence[fl
     chance = math.log(vocab_size)
     tail = losses[-max(1, len(losses) // 10) :]
     mean = float(np.mean(tail))
-    if mean > chance - 0.1:
+    if mean > chance - 0.1 and steps[-1] >= PLATEAU_STEPS:
         yield f"learns nothing: the last {len(tail)} losses are {mean:.4f} in the mean; guessing gives {chance:.4f}"
     leaks = next((i for i, loss in enumerate(losses) if loss < LEAK * chance), None)
     if leaks is not None and mean < LEAK * chance:

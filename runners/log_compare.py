@@ -6,8 +6,9 @@ far runs of the same recipe and seed lie apart that were computed in other ways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from analysis.agreement import ALPHA, REACH, prior_band, scatter_band
 from runners.training_log import TrainingLog
 
 KINDS = ("loss", "validation")
-MIN_LOGS = 3  # of other ways: the scatter of fewer says next to nothing
+MIN_LOGS = 5  # of other ways: the scatter of fewer says next to nothing
+SAME_RATE = 1e-12  # relative; the last bit of a learning rate may be another elsewhere
 SHOWN = 10  # departures that are told one by one
 
 
@@ -37,10 +39,15 @@ class Way:
         platform = "-".join([*place, f"torch{parts['torch'].partition('+')[0]}"])
         return cls(platform, int(parts.get("threads", 0)), log.micro_batch, log.compiled)
 
+    @property
+    def on_processor(self) -> bool:
+        """Rather than on an accelerator."""
+        return self.platform.startswith("cpu-")
+
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
         how = "compiled" if self.compiled else "not compiled"
-        return f"{self.platform}{threads}, micro-batch {self.micro_batch}, {how}"
+        return f"{self.platform}{threads}, micro-batch {self.micro_batch or 'as fits'}, {how}"
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,13 @@ class Known:
     @property
     def repeats(self) -> bool:
         """Whether the way in which it was made gives the same bits each time."""
-        return self.log.header.get("deterministic") == "yes"
+        return self.log.header["deterministic"] == "yes"
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a log beside the one made again. ``there`` and ``here``: losses in nats. ``allowed``: how far these
-    may lie apart; NaN where nothing says so. ``text``: what differs, in words.
+    may lie apart; NaN where nothing says so, and the row is not judged. ``text``: what departs, in words.
     """
 
     step: int
@@ -68,6 +75,16 @@ class Row:
     here: float
     allowed: float
     text: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether it was held against anything."""
+        return bool(self.text) or not math.isnan(self.allowed)
+
+    @property
+    def nearness(self) -> float:
+        """Of its difference to its limit, as a fraction."""
+        return abs(self.here - self.there) / self.allowed if self.allowed else 0.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,8 @@ class Outcome:
     exact: bool
     basis: str  # what the differences were held against, in words
     rows: tuple[Row, ...]
-    unchecked: tuple[int, ...] = ()  # steps of lines that were not made again
-    other: tuple[str, ...] = field(default=())  # departures outside the rows, in words
+    unchecked: tuple[str, ...] = ()  # what was not, in words
+    other: tuple[str, ...] = ()  # departures outside the rows, in words
 
     @property
     def departs(self) -> Row | None:
@@ -87,37 +104,38 @@ class Outcome:
         return min((row for row in self.rows if row.text), key=lambda row: row.step, default=None)
 
     @property
-    def agrees(self) -> bool:
-        """Whether nothing departs."""
-        return self.departs is None and not self.other
+    def verdict(self) -> str:
+        """``agrees``, ``departs``, or ``not checked`` where no row was judged."""
+        if self.departs or self.other:
+            return "departs"
+        return "agrees" if any(row.judged for row in self.rows) else "not checked"
 
 
-def hold_exactly(known: Known, again: TrainingLog, steps: int) -> Outcome:
-    """Hold the log against ``again``, made in the same way, to the last digit of every line up to ``steps``."""
-    log = known.log
+def hold_exactly(known: Known, again: TrainingLog, steps: int, num_steps: int) -> Outcome:
+    """Hold the log against ``again``, made in the same way, to the last digit of every line.
+
+    Args:
+        known: the log.
+        again: the one made again.
+        steps: up to which it was.
+        num_steps: of the whole run.
+    """
+    log, whole = known.log, steps >= num_steps
     rows = []
     for step, kind in sorted({*log.lines, *again.lines}):
-        if step > steps:
+        if step > steps and not whole:
             continue
-        theirs, ours = log.lines.get((step, kind), ""), again.lines.get((step, kind), "")
-        there, here = (_values(side, kind).get(step, np.nan) for side in (log, again))
-        text = ""
-        if theirs != ours:
-            text = f"`{theirs or 'no such line'}` in the log, `{ours or 'no such line'}` made again"
+        theirs, ours = (side.lines.get((step, kind), "no such line") for side in (log, again))
+        there, here = (_values(side, kind).get(step, math.nan) for side in (log, again))
+        text = f"`{theirs}` in the log, `{ours}` made again" if theirs != ours else ""
         rows.append(Row(step, kind, there, here, 0.0, text))
-    other = []
-    if steps >= max(again.steps) and again.footer:
-        other = [f"{name}: {text}" for name, text in differences_of_text(log.footer, again.footer)]
-    return Outcome(known.file, True, "to the last digit", tuple(rows), unchecked(log, steps), tuple(other))
-
-
-def differences_of_text(there: Mapping[str, str], here: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Names under which two footers differ, and both texts."""
-    return [
-        (name, f"{there.get(name, 'nothing')} in the log, {here.get(name, 'nothing')} made again")
-        for name in dict.fromkeys((*there, *here))
-        if there.get(name) != here.get(name)
-    ]
+    if not whole:
+        return Outcome(known.file, True, "to the last digit", tuple(rows), unchecked(log, steps))
+    footers = (log.footer, again.footer)
+    names = dict.fromkeys((*footers[0], *footers[1]))
+    pairs = {name: tuple(footer.get(name, "nothing") for footer in footers) for name in names}
+    other = [f"{name}: {a} in the log, {b} made again" for name, (a, b) in pairs.items() if a != b]
+    return Outcome(known.file, True, "to the last digit", tuple(rows), (), tuple(other))
 
 
 def hold_statistically(
@@ -129,75 +147,80 @@ def hold_statistically(
         known: the log.
         again: the one made again.
         steps: up to which it was.
-        others: logs of the same run, computed in yet other ways, that show how far these lie apart.
+        others: logs of the same run; those that were computed in yet other ways show how far these lie apart.
         sigma: standard deviation of the last validation loss between seeds, where it is known.
     """
+    log = known.log
+    ways = {Way.of(other): other for other in others}  # one of each: a copy shows no scatter
+    ways.pop(Way.of(log), None)
+    reach = [step for step in log.losses if step <= steps]
+    beside = [other for other in ways.values() if all(step in other.losses for step in reach)]
+    enough = len(beside) >= MIN_LOGS
     rows: list[Row] = []
     for kind in KINDS:
-        there, here = _values(known.log, kind), _values(again, kind)
-        beside = [_values(other, kind) for other in others]
+        there, here = _values(log, kind), _values(again, kind)
         places = [step for step in sorted({*there, *here}) if step <= steps]
-        shared = [s for s in places if s in there and s in here and all(s in other for other in beside)]
-        band = dict.fromkeys(shared, np.nan)
-        if len(beside) >= MIN_LOGS and shared:  # half of the alarms to each kind
-            runs = np.array([[other[s] for s in shared] for other in beside])
+        shared = [s for s in places if s in there and s in here and all(s in _values(o, kind) for o in beside)]
+        band = dict.fromkeys(shared, math.nan)
+        if enough and shared:  # half of the alarms to each kind
+            runs = np.array([[_values(other, kind)[s] for s in shared] for other in beside])
             # Validations are few and far apart, and their scatter grows manifold from one to the next.
-            reach = REACH if kind == "loss" else 1
-            band = dict(zip(shared, scatter_band(runs, ALPHA / 2, reach=reach), strict=True))
-        if kind == "validation" and sigma:  # which a scatter that rests on few logs may exceed
-            band = {s: np.fmin(half, prior_band(sigma, len(shared))) for s, half in band.items()}
+            band = dict(zip(shared, scatter_band(runs, ALPHA / 2, reach=REACH if kind == "loss" else 1), strict=True))
+        elif kind == "validation" and sigma:
+            band = dict.fromkeys(shared, prior_band(sigma, len(shared), ALPHA / 2))
         for step in places:
-            a, b = there.get(step, np.nan), here.get(step, np.nan)
-            allowed, text = float(band.get(step, np.nan)), ""
+            a, b, allowed = there.get(step, math.nan), here.get(step, math.nan), float(band.get(step, math.nan))
+            text = ""
             if step not in there or step not in here:
                 text = f"no {kind} of this step {'in the log' if step not in there else 'made again'}"
-            elif abs(b - a) > allowed or not np.isfinite(a):
+            elif abs(b - a) > allowed or not math.isfinite(a):
                 text = f"{kind} {a!r} in the log, {b!r} made again, {abs(b - a):.2g} apart; {allowed:.2g} is allowed"
-            elif kind == "loss" and known.log.rates[step] != again.rates[step]:
-                text = f"learning rate {known.log.rates[step]!r} in the log, {again.rates[step]!r} made again"
+            elif kind == "loss" and not math.isclose(log.rates[step], again.rates[step], rel_tol=SAME_RATE):
+                text = f"learning rate {log.rates[step]!r} in the log, {again.rates[step]!r} made again"
             rows.append(Row(step, kind, a, b, allowed, text))
-    if len(others) >= MIN_LOGS:
-        basis = f"the scatter of {len(others)} logs of this run computed in other ways"
+    if enough:
+        basis = f"the scatter of {len(beside)} logs of this run computed in other ways"
     elif sigma:
-        basis = f"the scatter between seeds (sd {sigma:g}), validations alone: fewer than {MIN_LOGS} logs of other ways"
+        basis = f"the scatter between seeds (sd {sigma:g}): fewer than {MIN_LOGS} logs of other ways"
     else:
-        basis = "nothing: no scatter is known, so this only shows what differs"
-    return Outcome(known.file, False, basis, tuple(rows), unchecked(known.log, steps))
+        basis = f"nothing: fewer than {MIN_LOGS} logs of other ways, and no scatter between seeds is known"
+    unjudged = sum(not row.judged for row in rows)
+    told = [f"{unjudged} of the lines made again, for which no scatter is known"] if unjudged else []
+    told += [*unchecked(log, steps), "gradient norms, bits/byte and the losses by domain, which have no band"]
+    return Outcome(known.file, False, basis, tuple(rows), tuple(told))
 
 
 def _values(log: TrainingLog, kind: str) -> Mapping[int, float]:
     return log.losses if kind == "loss" else log.validation
 
 
-def unchecked(log: TrainingLog, steps: int) -> tuple[int, ...]:
-    """Steps of the lines that are not made again when the first ``steps`` are."""
-    return tuple(step for step, _ in sorted(log.lines) if step > steps)
+def unchecked(log: TrainingLog, steps: int) -> tuple[str, ...]:
+    """What is not made again when the first ``steps`` are, in words."""
+    left = [step for step, _ in sorted(log.lines) if step > steps]
+    return (f"lines of steps {left[0]} to {left[-1]} ({len(left)}), and the footer",) if left else ()
 
 
 def outcome_text(outcome: Outcome) -> str:
     """What came of it, for a terminal."""
     departed = sorted((row for row in outcome.rows if row.text), key=lambda row: row.step)
-    said = "agrees" if outcome.agrees else "DEPARTS"
-    lines = [f"{outcome.file}: {said}; held {outcome.basis if outcome.exact else f'against {outcome.basis}'}"]
-    windows = any(row.kind == "window" for row in outcome.rows)
-    lines.append(
-        f"  {len(outcome.rows)} {'windows' if windows else 'lines'} made again, {len(departed)} of them depart"
-    )
+    verdict = outcome.verdict
+    held = f"held {outcome.basis if outcome.exact else f'against {outcome.basis}'}"
+    lines = [f"{outcome.file}: {verdict.upper() if verdict != 'agrees' else verdict}; {held}"]
+    what = "windows" if any(row.kind == "window" for row in outcome.rows) else "lines"
+    judged = [row for row in outcome.rows if row.judged]
+    if outcome.rows:
+        lines.append(f"  {len(judged)} {what} made again and held against it, {len(departed)} of them depart")
     lines += [f"  {row.kind if row.kind == 'window' else 'step'} {row.step}: {row.text}" for row in departed[:SHOWN]]
     if len(departed) > SHOWN:
         lines.append(f"  … and {len(departed) - SHOWN} more")
     lines += [f"  {text}" for text in outcome.other]
     for kind in ("validation", "loss", "window") if not outcome.exact else ():
-        judged = [row for row in outcome.rows if row.kind == kind and np.isfinite(row.allowed) and not row.text]
-        if judged:
-            last = judged[-1]
-            most = max(judged, key=lambda row: abs(row.here - row.there) / row.allowed)
+        inside = [row for row in judged if row.kind == kind and not row.text]
+        if inside:
+            last, most = inside[-1], max(inside, key=lambda row: row.nearness)
             lines.append(
-                f"  {kind}: {last.there:.4f} in the log and {last.here:.4f} made again at the last; nearest to its "
-                f"limit at {most.step}: {abs(most.here - most.there):.2g} apart, {most.allowed:.2g} allowed"
+                f"  {kind} at {last.step}: {last.there:.4f} in the log, {last.here:.4f} made again, {last.allowed:.2g} "
+                f"allowed; nearest to its limit at {most.step}: {abs(most.here - most.there):.2g} of {most.allowed:.2g}"
             )
-    if outcome.unchecked:
-        ends = f"{outcome.unchecked[0]} to {outcome.unchecked[-1]}"
-        places = f"windows {', '.join(map(str, outcome.unchecked))}" if windows else f"lines of steps {ends}"
-        lines.append(f"  not checked: {places} ({len(outcome.unchecked)})")
+    lines += [f"  not checked: {text}" for text in outcome.unchecked]
     return "\n".join(lines)

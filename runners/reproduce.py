@@ -5,16 +5,18 @@ A log without a recipe, of another project say, is judged by what a log alone ca
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import math
 import os
-import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 from analysis import agreement
@@ -23,10 +25,15 @@ from runners.data import Corpus, prepare
 from runners.determinism import platform_tag, resolve_device, stratum
 from runners.execute import Options, execute
 from runners.experiment import Plan, PlannedRun, load_plan
-from runners.first_batch import first_batch_losses, first_batch_recipe, hold_first_batch, read_first_batch
+from runners.first_batch import (
+    FirstBatch,
+    first_batch_losses,
+    first_batch_recipe,
+    hold_first_batch,
+    read_first_batch,
+)
 from runners.health import log_faults
 from runners.log_compare import Known, Outcome, Way, hold_exactly, hold_statistically, outcome_text, unchecked
-from runners.recipe import run_key
 from runners.same_run import check_comparable, check_same_data
 from runners.stop import Stopped, StopRequest
 from runners.store import RunFolder, write_atomically
@@ -34,8 +41,6 @@ from runners.sweep import SMALL_PARAMS
 from runners.training_log import TrainingLog, training_log
 
 OURS = Path("training.log")
-VOCAB_SIZE = 49_152  # SmolLM2's, of a log that names no recipe
-_COMMAND = re.compile(r"python -m runners train (\S+) (\S+) (\d+)(?: --base (\S+))?")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Request:
     micro_batch: int | None = None
     compiled: bool | None = None
     out: Path | None = None
+    vocab_size: int = 49_152  # of a log that names no recipe
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,15 @@ class Promise:
     known: tuple[Known, ...]
     run: PlannedRun
     sigma: float | None  # seed sd of its last validation loss, as far as it is known
+    device: torch.device
+    steps: int  # to make again
     title: str
     command: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its steps are to be made again."""
+        return self.steps == self.run.recipe.train.num_steps
 
 
 def reproduce(
@@ -89,25 +102,26 @@ def reproduce(
         DataError: when the data cannot be had.
         Stopped: on a signal.
     """
-    known = read_logs([file for file in request.files if file.suffix != ".json"])
-    records = {file: read_first_batch(file) for file in request.files if file.suffix == ".json"}
-    promises = [_promise(group) for group in _by_run(known)]
-    batches = {file: _run_of(file, record["command"])[1] for file, record in records.items()}
+    files = list(dict.fromkeys(request.files))
+    known = read_logs([file for file in files if file.suffix != ".json"])
+    records = {file: read_first_batch(file) for file in files if file.suffix == ".json"}
+    promises = [_promise(group, request) for group in _by_run(known)]
+    batches = {file: _run_of(file, record.command)[1] for file, record in records.items()}
     for file, run in batches.items():
-        check_comparable(file, records[file]["recipe"], first_batch_recipe(run.recipe, run.seed))
-    if request.out and len(promises) != 1:
-        raise ConfigError([Problem(("--out",), f"logs of {len(promises)} runs", "logs of one")])
+        check_comparable(file, records[file].recipe, first_batch_recipe(run.recipe, run.seed))
+    if request.out and [promise.whole for promise in promises] != [True]:
+        raise ConfigError([Problem(("--out",), str(request.out), "logs of one run, and all of its steps")])
     corpora: dict[str, Corpus] = {}
-    for name, run, told in [
+    for file, run, told in [
         *((one.file, promise.run, one.log.header["data"]) for promise in promises for one in promise.known),
-        *((file, run, records[file]["data"]) for file, run in batches.items()),
+        *((file, run, records[file].data) for file, run in batches.items()),
     ]:
         corpora[run.key] = corpora.get(run.key) or prepare(run.recipe.data, cache, say)
-        check_same_data(name, told.partition(",")[0], corpora[run.key])
-    sound = not [one for one in known if not _is_sound(one, say)]  # each of them is told
-    for one in known:
-        if not one.log.is_ours:
-            _lay_beside(one, [other for other in known if other.log.is_ours], root, say)
+        check_same_data(file, told.partition(",")[0], corpora[run.key])
+    sound = not [one for one in known if not _is_sound(one, request.vocab_size, say)]  # each of them is told
+    foreign = [one for one in known if not one.log.is_ours]
+    for one in foreign:
+        _lay_beside(one, [other for other in known if other.log.is_ours], root, say)
     outcomes: list[Outcome] = []
     for file, run in batches.items():
         outcomes.append(_first_batch(file, records[file], run, corpora[run.key], request, say))
@@ -115,7 +129,10 @@ def reproduce(
         found, failed = _again(promise, corpora[promise.run.key], request, root, cache, stop, say, progress)
         outcomes += found
         sound &= not failed
-    return sound and all(outcome.agrees for outcome in outcomes), outcomes
+    verdicts = {outcome.verdict for outcome in outcomes}
+    if verdicts == {"not checked"}:
+        say("nothing was checked: STEPS= asks for steps, and logs of other ways show how far these may lie apart")
+    return sound and "departs" not in verdicts and ("agrees" in verdicts or not outcomes), outcomes
 
 
 # What the files hold
@@ -129,44 +146,61 @@ def _by_run(known: Sequence[Known]) -> list[tuple[Known, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _promise(known: tuple[Known, ...]) -> Promise:
+def _promise(known: tuple[Known, ...], request: Request) -> Promise:
     first = known[0]
     plan, run = _run_of(first.file, first.log.header["command"])
     check_comparable(first.file, first.log.recipe, {**run.recipe.identity(), "seed": run.seed})
     sigma = plan.decide.sigma if plan.decide.metric == "final/val_loss" else None
+    device = _device(request, first)
+    too_large = device.type == "cpu" and run.recipe.num_params >= SMALL_PARAMS
+    num_steps = run.recipe.train.num_steps
+    steps = min(num_steps, request.steps or (0 if too_large else num_steps))
     title = first.log.header["run"].partition(", key")[0]
-    return Promise(known, run, sigma, title, first.log.header["command"])
+    return Promise(known, run, sigma, device, steps, title, first.log.header["command"])
 
 
 def _run_of(file: Path, command: str) -> tuple[Plan, PlannedRun]:
-    found = _COMMAND.fullmatch(command)
-    if not found:
-        allowed = "python -m runners train EXPERIMENT ARM INDEX [--base BASE]"
-        raise ConfigError([Problem(("command",), repr(command), allowed)], f"{file}: cannot compare")
-    plan = load_plan(Path(found[1]), base=found[4])
-    runs = next((arm.runs for arm in plan.arms if arm.name == found[2]), ())
-    if int(found[3]) >= len(runs):
-        raise ConfigError([Problem(("command",), repr(command), "a run of that experiment")], f"{file}: cannot compare")
-    return plan, runs[int(found[3])]
+    """The run that a command of ours makes, as this checkout would. Raises ConfigError, which names ``file``."""
+    parser = argparse.ArgumentParser(prog="python -m runners train", exit_on_error=False)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("arm")
+    parser.add_argument("index", type=int)
+    parser.add_argument("--base")
+    parser.add_argument("--seeds", type=int)
+    try:
+        start, words = (words := shlex.split(command))[:4], words[4:]
+        chosen, rest = parser.parse_known_args(words)
+        if start != ["python", "-m", "runners", "train"] or rest:
+            raise ValueError(command)
+    except (argparse.ArgumentError, ValueError, SystemExit):
+        allowed = "python -m runners train EXPERIMENT ARM INDEX [--base BASE] [--seeds N]"
+        raise ConfigError([Problem(("command",), repr(command), allowed)], f"{file}: cannot compare") from None
+    try:
+        plan = load_plan(chosen.experiment, base=chosen.base, seeds=chosen.seeds)
+        return plan, plan.run_of(chosen.arm, chosen.index)
+    except ConfigError as error:
+        raise ConfigError(error.problems, f"{file}: cannot compare; it was made by `{command}`") from None
 
 
-def _is_sound(one: Known, say: Callable[[str], None]) -> bool:
+def _is_sound(one: Known, vocab_size: int, say: Callable[[str], None]) -> bool:
     """Whether no validity gate fails that a log alone can show."""
     log = one.log
-    size = log.recipe["model"]["vocab_size"] if log.is_ours else VOCAB_SIZE
+    size = log.recipe["model"]["vocab_size"] if log.is_ours else vocab_size
     faults = list(log_faults(log.steps, [log.losses[s] for s in log.steps], [log.rates[s] for s in log.steps], size))
     if faults:
-        say("\n".join([f"{one.file}: INVALID, as its lines alone show", *(f"  {fault}" for fault in faults)]))
+        said = f"{one.file}: INVALID, as its lines alone show (of a model with {size:,} tokens)"
+        say("\n".join([said, *(f"  {fault}" for fault in faults)]))
     elif not log.is_ours:
-        say(f"{one.file}: no gate fails that its lines alone can show")
+        say(f"{one.file}: no gate fails that its lines alone can show (of a model with {size:,} tokens)")
     return not faults
 
 
 def _lay_beside(one: Known, ours: Sequence[Known], root: Path, say: Callable[[str], None]) -> None:
     """A table and a figure of another project's log beside one of ours, step by step."""
     say("  it names no recipe, so it cannot be made again")
-    if not ours and OURS.exists():
-        ours = read_logs([OURS])
+    if not ours and OURS.exists() and not OURS.samefile(one.file):
+        with contextlib.suppress(ConfigError):
+            ours = [other for other in read_logs([OURS]) if other.log.is_ours]
     steps = list(dict.fromkeys(one.log.steps))
     beside = ours[0].log.losses if ours else {}
     name = str(ours[0].file) if ours else "nothing"
@@ -184,7 +218,7 @@ def _lay_beside(one: Known, ours: Sequence[Known], root: Path, say: Callable[[st
 
 
 def _draw(drawing: Figure, root: Path, file: Path) -> Path:
-    target = root / f"{file.stem}.svg"
+    target = root / f"{'-'.join(part for part in file.with_suffix('').parts if part not in ('/', '..'))}.svg"
     root.mkdir(parents=True, exist_ok=True)
     drawing.savefig(target)
     return target
@@ -195,7 +229,7 @@ def _draw(drawing: Figure, root: Path, file: Path) -> Path:
 
 def _first_batch(
     file: Path,
-    record: Mapping[str, Any],
+    record: FirstBatch,
     run: PlannedRun,
     corpus: Corpus,
     request: Request,
@@ -203,7 +237,7 @@ def _first_batch(
 ) -> Outcome:
     count = run.recipe.train.batch_size
     rows = sorted({i * count // min(request.rows, count) for i in range(min(request.rows, count))})
-    say(f"{record['run']}: the first batch, {len(rows)} of {count} windows in float32")
+    say(f"{record.run}: the first batch, {len(rows)} of {count} windows in float32")
     torch.set_num_threads(request.threads or os.cpu_count() or 1)
     outcome = hold_first_batch(file, record, rows, first_batch_losses(run.recipe, run.seed, corpus, rows))
     say(outcome_text(outcome))
@@ -221,40 +255,32 @@ def _again(
     progress: Callable[[str, int], Callable[[int, Mapping[str, float]], None]],
 ) -> tuple[list[Outcome], str]:
     """The outcomes of a run's logs, and what went wrong if anything did."""
-    device = _device(request, promise.known[0])
-    way, lead = _way(promise.known, device, request)
-    num_steps = promise.run.recipe.train.num_steps
-    too_large = device.type == "cpu" and promise.run.recipe.num_params >= SMALL_PARAMS
-    steps = min(num_steps, request.steps or (0 if too_large else num_steps))
+    way, lead = _way(promise.known, promise.device, request)
+    num_steps, steps = promise.run.recipe.train.num_steps, promise.steps
     if not steps:
-        basis = "nothing: too large a model for this processor; STEPS= asks for some of its steps"
+        basis = "nothing: too large a model for this processor, but for the steps that STEPS= asks for"
         outcome = Outcome(lead.file, False, basis, (), unchecked(lead.log, 0))
         say(outcome_text(outcome))
         return [outcome], ""
     say(f"{promise.title}: {steps:,} of {num_steps:,} steps again, on {way}")
-    text, failed = make_again(
-        promise,
-        way,
-        steps=steps,
-        root=root / "runs",
-        cache=cache,
-        corpus=corpus,
-        device=device,
-        stop=stop,
-        on_row=progress(promise.title, num_steps),
-    )
+    text, failed = train_again(promise, way, root / "runs", cache, corpus, stop, progress(promise.title, num_steps))
     if failed:
         say(f"{promise.title}: {failed}")
     if not text:
         return [], failed
     again = TrainingLog.parse(text)
     made = Way.of(again)
-    outcomes = [hold_exactly(one, again, steps) for one in promise.known if one.repeats and Way.of(one.log) == made]
+    exact = [one for one in promise.known if one.repeats and Way.of(one.log) == made]
+    outcomes = [hold_exactly(one, again, steps, num_steps) for one in exact]
     if not outcomes:
         others = [one.log for one in promise.known if one is not lead]
         outcomes = [hold_statistically(lead, again, steps, others, promise.sigma)]
+    held = {outcome.file for outcome in outcomes}
     for outcome in outcomes:
         say(outcome_text(outcome))
+    if beside := [str(one.file) for one in promise.known if one.file not in held]:
+        told = "not needed" if exact else "used for the scatter alone"
+        say(f"not checked, {told}, made in other ways: {', '.join(beside)}")
     rows = [row for row in outcomes[0].rows if row.kind == "loss"]
     band = [row.allowed for row in rows]
     drawing = agreement.figure(
@@ -265,7 +291,7 @@ def _again(
         None if outcomes[0].exact else band,
     )
     say(f"  figure: {_draw(drawing, root, outcomes[0].file)}")
-    if request.out and steps == num_steps and not failed:
+    if request.out and not failed:
         write_atomically(request.out, text)
         say(f"  written: {request.out}")
     return outcomes, failed
@@ -299,66 +325,51 @@ def read_logs(files: Sequence[Path]) -> list[Known]:
         try:
             log = TrainingLog.parse(file.read_text(encoding="utf-8"))
             if log.is_ours:
-                Way.of(log)
-                _check_header(log)
+                log.check_header()
             known.append(Known(file, log))
-        except (OSError, ValueError, KeyError) as error:
-            said = f"{file}: {error.strerror if isinstance(error, OSError) else error}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else error
+            said = f"{file}: {error.strerror if isinstance(error, OSError) else what}"
             problems.append(Problem(("LOG",), said, "a training log: lines like `TIME - Step 10, Loss: 3.2, LR: 1e-3`"))
     if problems:
         raise ConfigError(problems)
     return known
 
 
-def _check_header(log: TrainingLog) -> None:
-    """Raises ValueError where recipe and key of a header are not of one run, so that it was changed by hand."""
-    recipe = log.recipe
-    seed = recipe.pop("seed")
-    if f"key {run_key(recipe, seed)}" not in log.header["run"]:
-        raise ValueError("its header does not agree with itself: the recipe is not the one that the key names")
-
-
-def make_again(
+def train_again(
     promise: Promise,
     way: Way,
-    *,
-    steps: int,
     root: Path,
     cache: Path,
     corpus: Corpus,
-    device: torch.device,
     stop: StopRequest,
     on_row: Callable[[int, Mapping[str, float]], None],
 ) -> tuple[str, str]:
-    """Train the first ``steps`` of a run in a folder of its own; its log, and what went wrong if anything did.
+    """Train the steps that were promised, in a folder of their own; the log, and what went wrong if anything did.
 
-    What was stopped before is gone on with; what had come to its end is made anew. Raises Stopped.
+    Goes on with what a signal had stopped; what had come to its end is made anew. Raises Stopped on a signal.
     """
-    run = promise.run
+    run, steps = promise.run, promise.steps
     torch.set_num_threads(way.threads or torch.get_num_threads())
     compile_mode = "on" if way.compiled else "off"
-    run_folder = RunFolder(root / f"{way.platform}-{way.threads}-{way.micro_batch}-{compile_mode}", run.key)
-    status = run_folder.status
-    unfit = status.stratum not in ("", stratum(device, torch.get_num_threads()))
-    if unfit or status.state in ("FINISHED", "INVALID", "FAILED"):
-        shutil.rmtree(run_folder.path, ignore_errors=True)
-    run_folder.create(run.recipe, run.seed)
-    run_folder.on_row = on_row
-    whole = steps >= run.recipe.train.num_steps
-    if whole or _last_step(run_folder) < steps:
-        options = Options(120.0, way.micro_batch or None, compile_mode, None if whole else steps)
+    name = f"{way.platform}-{way.threads}-{way.micro_batch}-{compile_mode}-{steps}"
+    folder = RunFolder(root / name, run.key)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{name}.lock"):  # the same command twice at once: one waits
+        status = folder.status
+        stopped = status.state in ("RUNNING", "KILLED") and status.reason != Stopped(0).args[0]
+        if not stopped or status.stratum != stratum(promise.device, torch.get_num_threads()):
+            shutil.rmtree(folder.path, ignore_errors=True)
+        folder.create(run.recipe, run.seed)
+        folder.on_row = on_row
+        options = Options(120.0, way.micro_batch or None, compile_mode, None if promise.whole else steps)
         try:
-            execute(run_folder, cache, str(device), options, stop)
-        except Stopped as stopped:
-            if stopped.signum:
+            execute(folder, cache, str(promise.device), options, stop)
+        except Stopped as error:
+            if error.signum:
                 raise
-    status = run_folder.status
-    failed = f"{status.state}: {status.reason}" if status.state in ("INVALID", "FAILED") else ""
-    if not run_folder.rows()[0]:
-        return "", failed
-    return training_log(promise.title, promise.command, run_folder, corpus, device), failed
-
-
-def _last_step(run: RunFolder) -> int:
-    rows = run.rows()[0]
-    return int(rows[-1]["step"]) if rows else 0
+        status = folder.status
+        failed = f"{status.state}: {status.reason}" if status.state in ("INVALID", "FAILED") else ""
+        if not folder.rows()[0]:
+            return "", failed
+        return training_log(promise.title, promise.command, folder, corpus, promise.device), failed

@@ -20,13 +20,16 @@ import torch
 from llama_variants import load_pretrained
 from runners.data import Corpus
 from runners.evaluate import evaluate
+from runners.recipe import run_key
 from runners.store import RunFolder
 
 _STEP = re.compile(r"^\S+ \S+ - Step (\d+), Loss: ([^,\s]+), LR: ([^,\s]+)")
 _VALIDATION = re.compile(r"^\S+ \S+ - Validation, Step (\d+), Loss: ([^,\s]+)")
 _HEAD = re.compile(r"^# ([^:]+): (.*)$")
 _OWN = re.compile(r"^\S+ \S+ - |tokens/s \d+, ")  # of one run alone: when, and how fast
-_COMPUTED = re.compile(r"micro-batch (\d+), (not )?compiled")
+_COMPUTED = re.compile(r"micro-batch ([1-9]\d*), (not )?compiled")
+_OWN_TIME = re.compile(r", [\d.]+ s, [\d,]+ tokens/s$")
+HEADER = ("run", "command", "data", "stratum", "computed", "deterministic", "recipe")  # what making it again takes
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class TrainingLog:
     """What a training.log says: ``losses``, ``rates`` and, where there is any, ``validation`` by step, from 1.
 
     ``steps``: of the step lines, in the order in which they stand. ``lines``: the text of each step's and each
-    validation's line, without time and speed, under that step and ``loss`` or ``validation``.
+    validation's line, without time and speed, under that step and ``loss`` or ``validation``. ``repeated``: what stands
+    in it more than once, in words.
     """
 
     header: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +47,7 @@ class TrainingLog:
     validation: Mapping[int, float] = field(default_factory=dict)
     steps: tuple[int, ...] = ()
     lines: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    repeated: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> TrainingLog:
@@ -53,33 +58,66 @@ class TrainingLog:
         validation: dict[int, float] = {}
         steps: list[int] = []
         lines: dict[tuple[int, str], str] = {}
+        repeated: list[str] = []
+
+        def enter(step: int, kind: str, line: str) -> None:
+            repeated.extend([f"the {kind} of step {step}"] if (step, kind) in lines else [])
+            lines[step, kind] = _OWN.sub("", line)
+
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 if found := _STEP.match(line):
                     step = int(found[1])
                     losses[step], rates[step] = float(found[2]), float(found[3])
                     steps.append(step)
-                    lines[step, "loss"] = _OWN.sub("", line)
+                    enter(step, "loss", line)
                 elif found := _VALIDATION.match(line):
                     validation[int(found[1])] = float(found[2])
-                    lines[int(found[1]), "validation"] = _OWN.sub("", line)
+                    enter(int(found[1]), "validation", line)
                 elif found := _HEAD.match(line):
+                    repeated += [f"# {found[1]}"] if found[1] in header else []
                     header[found[1]] = found[2]
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
         if not losses:
             raise ValueError("no line like `2025-01-26 23:53:43,986 - Step 10, Loss: 10.6962, LR: 2.20e-06`")
-        return cls(header, losses, rates, validation, tuple(steps), lines)
+        return cls(header, losses, rates, validation, tuple(steps), lines, tuple(repeated))
 
     @property
     def is_ours(self) -> bool:
-        """Whether it says how to make it again."""
-        return {"command", "recipe", "stratum", "computed", "data"} <= self.header.keys()
+        """Whether it says, or once said, how to make it again."""
+        return not self.header.keys().isdisjoint(HEADER)
+
+    def check_header(self) -> None:
+        """Raises ValueError for what this project would not have written."""
+        if missing := [name for name in HEADER if name not in self.header]:
+            raise ValueError(f"its header lacks {', '.join(missing)}")
+        if self.repeated:
+            raise ValueError(f"more than once in it: {', '.join(self.repeated)}")
+        recipe = self.recipe
+        seed = recipe.pop("seed", None)
+        if f", key {run_key(recipe, seed)}" not in self.header["run"]:
+            raise ValueError("its header does not agree with itself: the recipe is not the one that the key names")
+        parts = self.stratum
+        if missing := [name for name in ("device", "torch") if not parts.get(name)]:
+            raise ValueError(f"stratum lacks {', '.join(missing)}")
+        on_processor = parts["device"].startswith("cpu")
+        if on_processor and not (parts.get("processor") and parts.get("threads", "").isdecimal()):
+            raise ValueError(f"stratum: {self.header['stratum']!r} names no processor and threads")
+        if self.header["deterministic"] != "yes" and (on_processor or self.header["deterministic"] != "no"):
+            raise ValueError(f"deterministic: {self.header['deterministic']!r}")
+        _ = self._computed
+        last = self.validation.get(max(self.lines)[0])
+        if "final" in self.header and f"validation loss {last!r}," not in self.header["final"]:
+            raise ValueError(f"final is not its last validation: {self.header['final']}, and {last!r}")
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Identity of the recipe, and the seed."""
-        return dict(json.loads(self.header["recipe"]))
+        recipe = json.loads(self.header["recipe"])
+        if not isinstance(recipe, dict):
+            raise ValueError(f"recipe: {self.header['recipe']!r}")
+        return recipe
 
     @property
     def stratum(self) -> dict[str, str]:
@@ -105,8 +143,9 @@ class TrainingLog:
 
     @property
     def footer(self) -> dict[str, str]:
-        """What the kept weights say, by the name of the line."""
-        return {name: text for name, text in self.header.items() if name.startswith("final")}
+        """What the kept weights say, and how much was done, by the name of the line."""
+        names = [name for name in self.header if name.startswith("final") or name in ("totals", "units")]
+        return {name: _OWN_TIME.sub("", self.header[name]) for name in names}
 
 
 def training_log(title: str, command: str, run: RunFolder, corpus: Corpus, device: torch.device) -> str:

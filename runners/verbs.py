@@ -7,9 +7,10 @@ import functools
 import json
 import math
 import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,6 @@ def _training(options: argparse.Namespace, stop_after: int | None = None) -> Any
     from runners.execute import Options
 
     return Options(options.save_every, options.micro_batch, options.compile_mode, stop_after)
-
-
-def _chosen_run(options: argparse.Namespace, plan: Any) -> Any:
-    from llama_variants.errors import Problem, one_of
-
-    runs = {arm.name: arm.runs for arm in plan.arms}
-    if options.arm not in runs:
-        raise ConfigError([Problem(("arm",), repr(options.arm), one_of(options.arm, runs))])
-    if not 0 <= options.index < len(runs[options.arm]):
-        raise ConfigError([Problem(("index",), str(options.index), f"0 to {len(runs[options.arm]) - 1}")])
-    return runs[options.arm][options.index]
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -110,7 +100,7 @@ def train(options: argparse.Namespace) -> int:
     from runners.tracking import Mirror
 
     plan = _load(options)
-    run = _chosen_run(options, plan)
+    run = plan.run_of(options.arm, options.index)
     stop_after, num_steps = options.stop_after, run.recipe.train.num_steps
     if stop_after is not None:
         stop_after += num_steps if stop_after < 0 else 0
@@ -155,13 +145,16 @@ def log(options: argparse.Namespace) -> int:
     from runners.training_log import training_log
 
     logging.disable_progress_bar()
+    _check_target(options.out)
     plan = _load(options)
-    run = _chosen_run(options, plan)
+    run = plan.run_of(options.arm, options.index)
     if options.first_batch:
         return _first_batch(options, plan, run)
+    folder = RunFolder(RUNS, run.key)
+    if "device=cpu" in folder.status.stratum and options.device == "auto":
+        options.device = "cpu"  # where the run was made, the footer is computed
     slots = _slots(options, plan)
     torch.set_num_threads(slots.threads)
-    folder = RunFolder(RUNS, run.key)
     if folder.status.state != "FINISHED" or not folder.final.exists():
         allowed = f"a finished run; make it by: python -m runners train {options.experiment} {run.arm} {options.index}"
         raise ConfigError([Problem(("arm",), f"{run.arm} seed {run.seed}, {folder.status.state}", allowed)])
@@ -175,10 +168,23 @@ def log(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_target(target: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Raises ConfigError, before any work, where a file could not be written, or would replace one that is read."""
+    from llama_variants.errors import Problem
+
+    if target is None:
+        return
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise ConfigError([Problem(("--out",), str(target), "a file in a folder that is there")])
+    if target.exists() and any(one.exists() and one.samefile(target) for one in inputs):
+        raise ConfigError([Problem(("--out",), f"{target}, which is read", "another file")])
+
+
 def _named(plan: Any, run: Any, options: argparse.Namespace) -> tuple[str, str]:
     """A run in words, and the command that makes it."""
-    command = f"python -m runners train {options.experiment} {run.arm} {options.index}"
-    command += f" --base {options.base}" if options.base else ""
+    words = ["python", "-m", "runners", "train", str(options.experiment), run.arm, str(options.index)]
+    words += [f"--{name}={value}" for name in ("base", "seeds") if (value := getattr(options, name))]
+    command = shlex.join(words)
     return f"{plan.name} on {plan.base}, {run.arm}, seed {run.seed}", command
 
 
@@ -204,11 +210,13 @@ def reproduce(options: argparse.Namespace) -> int:
 
     from transformers.utils import logging
 
+    from llama_variants.errors import Problem
     from runners.data import DataError
     from runners.reproduce import Request
-    from runners.reproduce import reproduce as make_again
+    from runners.reproduce import reproduce as carry_out
 
     logging.disable_progress_bar()
+    _check_target(options.out, options.logs)
     request = Request(
         options.logs,
         options.steps,
@@ -218,6 +226,7 @@ def reproduce(options: argparse.Namespace) -> int:
         options.micro_batch,
         {"auto": None, "on": True, "off": False}[options.compile_mode],
         options.out,
+        options.vocab_size,
     )
 
     def say(text: str) -> None:
@@ -225,12 +234,14 @@ def reproduce(options: argparse.Namespace) -> int:
 
     try:
         progress = functools.partial(_progress, say=say)
-        agrees, outcomes = make_again(request, REPORTS / "reproduce", CACHE, options.stop, say, progress)
+        agrees, outcomes = carry_out(request, REPORTS / "reproduce", CACHE, options.stop, say, progress)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of the folder that runs and figures go to
+        raise ConfigError([Problem(("reports",), str(error), "a folder that can be written")]) from None
     if options.json:
-        told = [asdict(one) | {"agrees": one.agrees} for one in outcomes]
+        told = [asdict(one) | {"verdict": one.verdict} for one in outcomes]
         for row in (row for one in told for row in one["rows"]):
             row |= {name: None for name, value in row.items() if value != value}  # JSON has no NaN
         print(json.dumps(told, indent=1, default=str, allow_nan=False))
@@ -400,7 +411,7 @@ def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, se
     from runners.reporting import report
 
     extras = {name: getattr(options, name, None) for name in ("notebooks", "keep")}
-    reported = report(plan, RUNS, REPORTS, _make_again(options), **extras)
+    reported = report(plan, RUNS, REPORTS, _same_runs(options), **extras)
     if getattr(options, "json", False):
         print(reported.files["table"].read_text())
     else:
@@ -414,7 +425,7 @@ def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, se
     return not missed
 
 
-def _make_again(options: argparse.Namespace) -> str:
+def _same_runs(options: argparse.Namespace) -> str:
     """The command that makes the same runs."""
     words = [f"make ablation EXP={options.experiment}"]
     words += [f"{name}={value}" for name, value in (("BASE", options.base), ("SEEDS", options.seeds)) if value]

@@ -93,7 +93,7 @@ def test_a_changed_digit_of_a_line_that_is_made_again_departs(here, capsys):
     assert main(["reproduce", "training.log"]) == 1
     said = capsys.readouterr().out
     assert "training.log: DEPARTS" in said
-    assert f"{STEPS + 3} lines made again, 1 of them depart" in said
+    assert f"{STEPS + 3} lines made again and held against it, 1 of them depart" in said
     assert "  step 20: `Step 20, Loss:" in said
 
 
@@ -112,21 +112,25 @@ def test_any_changed_digit_departs(made):
     def holds(place):
         lines = text.splitlines()
         lines[place[0]] = changed(lines[place[0]], place[1])
-        outcome = hold_exactly(Known(Path("log"), TrainingLog.parse("\n".join(lines))), again, STEPS)
-        assert not outcome.agrees
+        outcome = hold_exactly(Known(Path("log"), TrainingLog.parse("\n".join(lines))), again, STEPS, STEPS)
+        assert outcome.verdict == "departs"
 
     holds()
-    assert hold_exactly(Known(Path("log"), again), again, STEPS).agrees
+    assert hold_exactly(Known(Path("log"), again), again, STEPS, STEPS).verdict == "agrees"
 
 
-def test_a_line_left_out_or_added_departs(made):
-    text = (made / "training.log").read_text()
-    again = TrainingLog.parse(text)
-    without = "\n".join(line for line in text.splitlines() if " - Step 7," not in line)
-    assert hold_exactly(Known(Path("log"), TrainingLog.parse(without)), again, STEPS).departs.step == 7
-    more = text + "2026-01-01 00:00:00,000 - Step 31, Loss: 3.0, LR: 1e-3\n"
-    outcome = hold_exactly(Known(Path("log"), TrainingLog.parse(more)), again, STEPS + 1)
-    assert outcome.departs.step == 31
+@pytest.mark.parametrize("step", [7, 20, 31])
+def test_a_line_left_out_or_added_departs(here, capsys, step):
+    lines = Path("training.log").read_text().splitlines()
+    kept = [line for line in lines if f"Step {step}," not in line]
+    if step > STEPS:  # such as a run of that many steps has none
+        kept.insert(-4, f"2026-01-01 00:00:00,000 - Step {step}, Loss: 3.0, LR: 0.001")
+        kept = [line for line in kept if not line.startswith("# final")]
+    Path("training.log").write_text("\n".join(kept))
+    assert main(["reproduce", "training.log"]) == 1
+    said = capsys.readouterr().out
+    assert f"step {step}:" in said
+    assert "no such line" in said
 
 
 def test_what_is_not_made_again_is_said(here, capsys):
@@ -135,9 +139,24 @@ def test_what_is_not_made_again_is_said(here, capsys):
     Path("training.log").write_text(text.replace(line, changed(line, line.index("LR:") - 3)))
     assert main(["reproduce", "training.log", "--steps", "12"]) == 0
     said = capsys.readouterr().out
-    assert "13 lines made again, 0 of them depart" in said
-    assert "not checked: lines of steps 13 to 30 (20)" in said
-    assert main(["reproduce", "training.log", "--steps", "25"]) == 1  # goes on where it was
+    assert "13 lines made again and held against it, 0 of them depart" in said
+    assert "not checked: lines of steps 13 to 30 (20), and the footer" in said
+    assert main(["reproduce", "training.log", "--steps", "25"]) == 1
+
+
+def test_steps_are_made_anew_each_time_and_no_others(here, monkeypatch):
+    """Where few steps are logged, the last one made again is not among them."""
+    monkeypatch.setattr("runners.train.LOG_POINTS", 3)
+    log = make_log(root="sparse")
+    Path("sparse.log").write_text(log)
+    assert sorted(TrainingLog.parse(log).losses) == [1, 10, 20, 30]
+    for _ in range(2):
+        assert main(["reproduce", "sparse.log", "--steps", "15"]) == 0
+        (rows,) = [file.read_text().splitlines() for file in Path("reports").rglob("metrics.jsonl")]
+        assert [json.loads(row)["step"] for row in rows] == [1, 10]
+    (file,) = Path("reports").rglob("metrics.jsonl")
+    file.write_text(file.read_text().replace('"train/loss": ', '"train/loss": 1'))  # what lies there is not believed
+    assert main(["reproduce", "sparse.log", "--steps", "15"]) == 0
 
 
 def test_another_recipe_is_refused_and_named(here, capsys):
@@ -169,9 +188,22 @@ def test_other_tokens_are_refused(here, capsys):
     ("old", "new", "said"),
     [
         ('"lr": 0.01', '"lr": 0.02', "does not agree with itself"),
+        ("# computed: micro", "# calculated: micro", "its header lacks computed"),
+        ("# deterministic: yes", "# deterministic: no", "deterministic: 'no'"),
+        ("threads=1", "threads=-1", "names no processor and threads"),
+        ("micro-batch 4", "micro-batch 0", "computed: 'micro-batch 0"),
+        ("# units: ", "# data: 0123456789abcdef, 1\n# units: ", "more than once in it: # data"),
+        ("# final: ", "# final: validation loss 3.0, bits/byte 3.0\n# final: ", "more than once in it: # final"),
+        ("# final: validation loss ", "# final: validation loss 1", "final is not its last validation"),
+        ("# recipe: {", "# recipe: [1, 2]\n# was: {", "recipe: '[1, 2]'"),
         ("# command: python", "# command: perl", "python -m runners train EXPERIMENT"),
-        ("control 0", "control 3", "a run of that experiment"),
-        ("control 0", "contrl 0", "a run of that experiment"),
+        (
+            f"train {EXPERIMENT}",
+            "train experiments/moved.yaml",
+            "it was made by `python -m runners train experiments/mov",
+        ),
+        ("control 0", "control 3", "allowed: 0 to 2"),
+        ("control 0", "contrl 0", "did you mean 'control'"),
         ("# computed: micro", "# computed: macro", "computed"),
         ("Loss: ", "Loss: x", "could not convert"),
         (" - Step", " - Stop", "no line like"),
@@ -190,37 +222,72 @@ def test_no_such_log(here, capsys):
     assert "No such file" in capsys.readouterr().err
 
 
+def others(count: int) -> list[str]:
+    """Files of logs of ``count`` platforms that are not this one, apart from training.log by rounding."""
+    names = [f"other-{i}.log" for i in range(count)]
+    for i, name in enumerate(names):
+        text = re.sub(r"processor=\S+", f"processor=Other-{i}", Path("training.log").read_text())
+        text = re.sub(r"(Loss: \d+\.\d{7})(\d+)", lambda found, i=i: f"{found[1]}{i}{found[2]}", text)
+        last = TrainingLog.parse(text).validation[STEPS]
+        Path(name).write_text(re.sub(r"(# final: validation loss )[^,]+", rf"\g<1>{last!r}", text))
+    return names
+
+
 def test_a_log_of_another_platform_is_held_against_the_scatter_of_others(here, capsys):
+    logs = ["training.log", *others(6)]
     Path("training.log").write_text(elsewhere(Path("training.log").read_text()))
-    for size in (1, 2, 3):
-        file = Path(f"split-{size}.log")
-        file.write_text(elsewhere(file.read_text()))
-    logs = ["training.log", *(f"split-{size}.log" for size in (1, 2, 3))]
-    assert main(["reproduce", *logs]) == 0
-    assert "agrees; held against the scatter of 3 logs of this run computed in other ways" in capsys.readouterr().out
+    assert main(["reproduce", *logs, "training.log", logs[1]]) == 0  # twice is once
+    said = capsys.readouterr().out
+    assert "agrees; held against the scatter of 6 logs of this run computed in other ways" in said
+    assert "not checked: gradient norms, bits/byte" in said
+    assert "not checked, used for the scatter alone, made in other ways: other-0.log, other-1.log" in said
     text = Path("training.log").read_text()
-    line = next(line for line in text.splitlines() if " - Validation, Step 30," in line)
-    Path("training.log").write_text(text.replace(line, re.sub(r"Loss: \d\.\d", "Loss: 4.0", line)))
+    Path("training.log").write_text(re.sub(r"- Step 20, Loss: (\d)\.\d", r"- Step 20, Loss: \1.0", text))
     assert main(["reproduce", *logs, "--json"]) == 1
     (outcome,) = json.loads(capsys.readouterr().out)
-    assert [(row["step"], row["kind"]) for row in outcome["rows"] if row["text"]] == [(30, "validation")]
-    assert not outcome["agrees"]
+    assert {(row["step"], row["kind"]) for row in outcome["rows"] if row["text"]} == {(20, "loss")}
+    assert outcome["verdict"] == "departs"
+
+
+def test_copies_show_no_scatter_and_short_logs_none_beyond_their_end(made):
+    log = TrainingLog.parse((made / "training.log").read_text())
+    known = Known(Path("log"), log)
+    assert hold_statistically(known, log, STEPS, [log] * 9, None).verdict == "not checked"
+    ways = [replace(log, header=log.header | {"computed": f"micro-batch {n}, not compiled"}) for n in range(5, 11)]
+    assert "scatter of 6 logs" in hold_statistically(known, log, STEPS, ways, None).basis
+    short = replace(ways[0], losses={step: loss for step, loss in log.losses.items() if step < 20})
+    assert "scatter of 5 logs" in hold_statistically(known, log, STEPS, [short, *ways[1:]], None).basis
 
 
 def test_another_way_on_this_platform_is_no_exact_one(here, capsys):
-    assert main(["reproduce", "training.log", "--micro-batch", "1"]) == 0
-    assert "held against nothing: no scatter is known" in capsys.readouterr().out
+    assert main(["reproduce", "training.log", "--micro-batch", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "training.log: NOT CHECKED; held against nothing" in said
+    assert "nothing was checked" in said
     assert main(["reproduce", "training.log", "split-1.log", "--micro-batch", "1", "--out", "new.log"]) == 0
     assert "split-1.log: agrees; held to the last digit" in capsys.readouterr().out
-    assert (
-        TrainingLog.parse(Path("new.log").read_text()).lines == TrainingLog.parse(Path("split-1.log").read_text()).lines
-    )
+    new, split = (TrainingLog.parse(Path(name).read_text()) for name in ("new.log", "split-1.log"))
+    assert new.lines == split.lines
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("training.log", "which is read"), ("nowhere/new.log", "a folder that is there"), ("text", "a folder that is")],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(here, capsys, out, said):
+    assert main(["reproduce", "training.log", "--out", out]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["reproduce", "training.log", "--out", "new.log", "--steps", "3"]) == 2
+    assert "all of its steps" in capsys.readouterr().err
+    assert not Path("reports").exists()
 
 
 def test_where_seed_noise_alone_is_known_validations_are_held_against_it(made):
     log = TrainingLog.parse((made / "training.log").read_text())
     moved = replace(log, validation={step: loss + 0.05 for step, loss in log.validation.items()})
-    assert hold_statistically(Known(Path("log"), log), moved, STEPS, [], 0.03).agrees
+    outcome = hold_statistically(Known(Path("log"), log), moved, STEPS, [], 0.03)
+    assert outcome.verdict == "agrees"
+    assert f"{STEPS} of the lines made again, for which no scatter is known" in outcome.unchecked
     outcome = hold_statistically(Known(Path("log"), log), moved, STEPS, [], 0.003)
     assert outcome.departs.step == 10
     assert "sd 0.003" in outcome.basis
@@ -237,7 +304,8 @@ def test_the_logs_of_tiny_lie_inside_each_other_s_scatter(file):
     for other in LOGS:
         rest = [log for one, log in logs.items() if one not in (file, other)]
         outcome = hold_statistically(Known(other, logs[other]), again, 1200, rest, None)
-        assert outcome.agrees, outcome.departs
+        assert "scatter of" in outcome.basis
+        assert outcome.verdict == "agrees", outcome.departs
         assert other == file or Way.of(logs[other]) != Way.of(again)
 
 
@@ -339,6 +407,24 @@ def test_a_first_batch_elsewhere_is_held_against_the_scatter_of_platforms(first,
     assert "two others" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        [1],
+        {"run": 1},
+        {"losses": [1]},
+        {"losses": {}},
+        {"losses": {"p": [5.0] * 4, "q": [5.0] * 3}},
+        {"losses": {"p": [5.0] * 4, "q": [6.0] * 4}},
+    ],
+)
+def test_a_broken_record_is_refused(first, capsys, record):
+    whole = json.loads(first.read_text())
+    first.write_text(json.dumps(whole | record if isinstance(record, dict) else record))
+    assert main(["reproduce", "first.json"]) == 2
+    assert "first.json" in capsys.readouterr().err
+
+
 def test_a_first_batch_of_another_model_is_refused_but_not_of_another_rate(first, here, capsys):
     base = here / "experiments/base/micro.yaml"
     text = base.read_text()
@@ -376,11 +462,24 @@ def test_the_published_log_is_invalid_by_its_lines_alone(here, capsys):
     assert main(["reproduce", "published.log"]) == 1
     said = capsys.readouterr().out
     assert "published.log: INVALID" in said
-    assert re.search(r"learning rate: \S+e-10 at step \d+, \d.\d+e-5\d at step 5040; below 1e-09 no weight moves", said)
+    assert re.search(r"learning rate: \S+e-10 at step \d+, \d.\d+e-5\d at step 5030; below 1e-09 no weight moves", said)
     assert "too good: 1.0" in said
     assert "names no recipe" in said
     assert "in training.log" in said  # laid beside ours
     assert Path("reports/reproduce/published.svg").exists()
+
+
+def test_a_log_of_another_vocabulary_is_judged_by_that(here, capsys):
+    Path("letters.log").write_text(described({1: 4.17, 100: 1.6, 5000: 0.9}, lambda step: 1e-3))
+    assert main(["reproduce", "letters.log"]) == 1
+    assert "(of a model with 49,152 tokens)" in capsys.readouterr().out
+    assert main(["reproduce", "letters.log", "--vocab-size", "65"]) == 0
+
+
+def test_another_project_s_training_log_is_not_laid_beside_itself(here, capsys):
+    Path("training.log").write_text(described({100: 9.76, 5000: 3.0}, lambda step: 1e-3))
+    assert main(["reproduce", "training.log"]) == 0
+    assert "in nothing" in capsys.readouterr().out
 
 
 def test_the_corrected_one_is_not(here, capsys):
@@ -397,8 +496,8 @@ def test_the_corrected_one_is_not(here, capsys):
         ([1, 10, 5], [10.8, 5.0, 4.0], [1e-3] * 3, "steps: 5 stands after 10"),
         ([1, 10, 10], [10.8, 5.0, 4.0], [1e-3] * 3, "steps: 10 stands after 10"),
         ([1, 10, 20], [7.0, 5.0, 4.0], [1e-3] * 3, "first loss 7.0000"),
-        ([1, 10, 20], [10.8, 5.0, 4.0], [1e-3, 1e-3, 1e-40], "learning rate: 1e-40"),
-        ([1, 10, 20], [10.8, 10.8, 10.8], [1e-3] * 3, "learns nothing"),
+        ([1, 10, 20], [10.8, 5.0, 4.0], [1e-3, 1e-40, 1e-41], "learning rate: 1e-40"),
+        ([1, 10, 200], [10.8, 10.8, 10.8], [1e-3] * 3, "learns nothing"),
         ([1, 10, 20], [10.8, 2.0, 0.4], [1e-3] * 3, "too good"),
     ],
 )
@@ -406,3 +505,4 @@ def test_what_a_log_alone_shows(steps, losses, rates, said):
     (fault,) = log_faults(steps, losses, rates, 49_152)
     assert said in fault
     assert not list(log_faults([1, 10, 20], [10.8, 5.0, 4.0], [1e-3] * 3, 49_152))
+    assert not list(log_faults([1, 10, 20], [10.8, 5.0, 4.0], [0.0, 1e-3, 0.0], 49_152))  # as schedules begin and end
