@@ -119,9 +119,9 @@ def reproduce(
         corpora[run.key] = corpora.get(run.key) or prepare(run.recipe.data, cache, say)
         check_same_data(file, told.partition(",")[0], corpora[run.key])
     sound = not [one for one in known if not _is_sound(one, request.vocab_size, say)]  # each of them is told
-    foreign = [one for one in known if not one.log.is_ours]
-    for one in foreign:
-        _lay_beside(one, [other for other in known if other.log.is_ours], root, say)
+    for one in known:
+        if not one.log.is_ours:
+            _lay_beside(one, [other for other in known if other.log.is_ours], root, say)
     outcomes: list[Outcome] = []
     for file, run in batches.items():
         outcomes.append(_first_batch(file, records[file], run, corpora[run.key], request, say))
@@ -372,4 +372,6 @@ def train_again(
         failed = f"{status.state}: {status.reason}" if status.state in ("INVALID", "FAILED") else ""
         if not folder.rows()[0]:
             return "", failed
-        return training_log(promise.title, promise.command, folder, corpus, promise.device), failed
+        compiled = way.compiled and not any(event.startswith("not compiled") for event in folder.events()[0])
+        log = training_log(promise.title, promise.command, folder, corpus, promise.device, compiled=compiled)
+        return log, failed

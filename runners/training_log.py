@@ -148,7 +148,9 @@ class TrainingLog:
         return {name: _OWN_TIME.sub("", self.header[name]) for name in names}
 
 
-def training_log(title: str, command: str, run: RunFolder, corpus: Corpus, device: torch.device) -> str:
+def training_log(
+    title: str, command: str, run: RunFolder, corpus: Corpus, device: torch.device, *, compiled: bool = False
+) -> str:
     """The log of a run; of a finished one with a footer.
 
     The footer is computed anew, from the weights that the run kept: who has those can check it.
@@ -159,6 +161,7 @@ def training_log(title: str, command: str, run: RunFolder, corpus: Corpus, devic
         run: its folder.
         corpus: the run's.
         device: where to evaluate the kept weights.
+        compiled: whether the model is, of a run that is not done: only a finished one says so itself.
     """
     recipe, seed = run.config()
     status, config = run.status, recipe.train
@@ -172,7 +175,7 @@ def training_log(title: str, command: str, run: RunFolder, corpus: Corpus, devic
         "data": f"{status.data_fingerprint}, {len(corpus.train.tokens):,} training tokens",
         "stratum": status.stratum,
         "computed": f"micro-batch {last['memory/micro_batch']:.0f}, "
-        f"{'' if last.get('final/compiled') else 'not '}compiled",
+        f"{'' if last.get('final/compiled', compiled) else 'not '}compiled",
         "deterministic": "yes" if "device=cpu" in status.stratum or config.deterministic else "no",
         "commit": f"{known.get('commit', 'unknown')}{', changed' if known.get('dirty') == 'true' else ''}",
         "versions": ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers", "numpy")),

@@ -67,6 +67,16 @@ def test_a_run_that_is_stopped_and_gone_on_with_has_the_log_of_one_that_is_not(r
     assert [line for line in cut.splitlines() if line.startswith("# final")] == final
 
 
+def test_a_log_of_a_run_that_is_not_done_has_no_footer_and_says_what_it_is_told(recipe):
+    with pytest.raises(Stopped):
+        carried_out(recipe, stop_after=12)
+    run, corpus = new_run(Path(), recipe), prepare(recipe.data, Path("cache"))
+    for compiled in (True, False):
+        log = TrainingLog.parse(training_log("micro", "none", run, corpus, CPU, compiled=compiled))
+        assert (max(log.losses), log.compiled) == (12, compiled)
+        assert "final" not in log.header
+
+
 def test_what_is_read_back_is_what_was_logged(recipe):
     run = carried_out(recipe)
     log = TrainingLog.parse(text_of(run))
