@@ -60,7 +60,6 @@ def figure(
     here: Sequence[float],
     allowed: Sequence[float] | None = None,
     names: tuple[str, str] = ("the log", "made again"),
-    axis: str = "step",
 ) -> Figure:
     """Two loss curves, and how far they lie apart, on a logarithmic axis, with the band in which that may be.
 
@@ -71,21 +70,20 @@ def figure(
         here: those it is held against; NaN where there is none.
         allowed: half-widths of the band; None draws none.
         names: of the two curves.
-        axis: what ``steps`` counts.
     """
     drawing = Drawing(11, 4)
     left, right = drawing.subplots(1, 2)
     x, a, b = (np.asarray(values, dtype=float) for values in (steps, there, here))
     left.plot(x, a, color="#000000", linewidth=1, label=names[0])
     left.plot(x, b, color="#D55E00", linewidth=1, linestyle="--", label=names[1])
-    left.set(xlabel=axis, ylabel="loss (nats/token)")
+    left.set(xlabel="step", ylabel="loss (nats/token)")
     left.legend(frameon=False)
     gaps = np.abs(b - a)
     if allowed is not None:
         right.fill_between(x, LEAST, np.asarray(allowed, dtype=float), color="0.9", linewidth=0, label="may lie here")
         right.legend(frameon=False, loc="upper left")
     right.plot(x, np.maximum(gaps, LEAST), color="#0072B2", linewidth=0, marker=".", markersize=4)
-    right.set(xlabel=axis, ylabel="difference (nats/token)", yscale="log", ylim=(LEAST, None))
+    right.set(xlabel="step", ylabel="difference (nats/token)", yscale="log", ylim=(LEAST, None))
     if not (gaps > 0).any():
         said = "equal to the last digit" if np.isfinite(gaps).any() else "nothing to compare"
         right.set_ylim(LEAST, 1)

@@ -107,6 +107,8 @@ def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> 
     styles = arm_styles(design)
     control = table.iloc[0]
     known = table[np.isfinite(table["tokens_per_s"].astype(float)) & np.isfinite(table["mean"].astype(float))]
+    # Where a speed is not to be compared with the control's, there is no point to draw.
+    known = known[(known["role"] == "control") | known["tokens_per_s_delta"].notna()]
     for row in known.to_dict("records"):
         style = styles[row["arm"]]
         half = (row["ci_high"] - row["ci_low"]) / 2

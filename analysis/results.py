@@ -84,9 +84,9 @@ def results_markdown(files: Sequence[Path]) -> str:
     body: list[list[str]] = []
     head: tuple[str, ...] = ()
     shared: set[tuple[str, ...]] = set()  # the control and the checks, which read the same in every experiment
-    worth = all(compare(runs, design)["worth"].notna().any() for design, runs in kept)
-    for design, runs in kept:
-        table = compare(runs, design)
+    tables = [compare(runs, design) for design, runs in kept]
+    worth = all(table["worth"].notna().any() for table in tables)
+    for (design, _), table in zip(kept, tables, strict=True):
         if not worth:
             table["worth"] = math.nan
         names = titles(table, design)

@@ -87,11 +87,15 @@ def read_first_batch(file: Path) -> FirstBatch:
     if not losses.size or not np.ptp(losses, axis=0).max() <= FAR:
         said = f"{file}, whose losses are none, not as many for each platform, or more than {FAR:g} apart"
         raise ConfigError([Problem(("LOG",), said, "losses of one batch, which differ by rounding")])
+    return record
+
+
+def check_can_hold(file: Path, record: FirstBatch) -> None:
+    """Raises ConfigError where the record says nothing about losses that are computed here."""
     platform = platform_tag(torch.device("cpu"))
     if platform not in record.losses and len(record.losses) < 2:
         allowed = "a record of this platform, or of two others"
         raise ConfigError([Problem(("LOG",), f"{file}, not of {platform}", allowed)])
-    return record
 
 
 def hold_first_batch(file: Path, record: FirstBatch, rows: Sequence[int], here: Sequence[float]) -> Outcome:

@@ -287,8 +287,8 @@ def log_faults(steps: Sequence[int], losses: Sequence[float], rates: Sequence[fl
     mean = float(np.mean(tail))
     if mean > chance - 0.1 and steps[-1] >= PLATEAU_STEPS:
         yield f"learns nothing: the last {len(tail)} losses are {mean:.4f} in the mean; guessing gives {chance:.4f}"
-    leaks = next((i for i, loss in enumerate(losses) if loss < LEAK * chance), None)
-    if leaks is not None and mean < LEAK * chance:
+    if mean < LEAK * chance:
+        leaks = next(i for i, loss in enumerate(losses) if loss < LEAK * chance)
         yield (
             f"too good: {losses[leaks]:.4f} at step {steps[leaks]}, {mean:.4f} in the mean of the last {len(tail)}; "
             f"below {LEAK * chance:.4f} the model sees what it is to predict, or a text that it knows by heart"

@@ -39,11 +39,6 @@ class Way:
         platform = "-".join([*place, f"torch{parts['torch'].partition('+')[0]}"])
         return cls(platform, int(parts.get("threads", 0)), log.micro_batch, log.compiled)
 
-    @property
-    def on_processor(self) -> bool:
-        """Rather than on an accelerator."""
-        return self.platform.startswith("cpu-")
-
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
         how = "compiled" if self.compiled else "not compiled"

@@ -73,7 +73,7 @@ def read_gates(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
 
 
 def report(
-    plan: Plan, root: Path, folder: Path, command: str, *, notebooks: bool | None = False, keep: Path | None = None
+    plan: Plan, root: Path, folder: Path, command: str, *, notebooks: bool = False, keep: Path | None = None
 ) -> Reported:
     """Judge what has run and write the report; all from the tracking store, as a notebook would.
 

@@ -27,6 +27,7 @@ from runners.execute import Options, execute
 from runners.experiment import Plan, PlannedRun, load_plan
 from runners.first_batch import (
     FirstBatch,
+    check_can_hold,
     first_batch_losses,
     first_batch_recipe,
     hold_first_batch,
@@ -108,6 +109,7 @@ def reproduce(
     promises = [_promise(group, request) for group in _by_run(known)]
     batches = {file: _run_of(file, record.command)[1] for file, record in records.items()}
     for file, run in batches.items():
+        check_can_hold(file, records[file])
         check_comparable(file, records[file].recipe, first_batch_recipe(run.recipe, run.seed))
     if request.out and [promise.whole for promise in promises] != [True]:
         raise ConfigError([Problem(("--out",), str(request.out), "logs of one run, and all of its steps")])
@@ -354,7 +356,7 @@ def train_again(
     compile_mode = "on" if way.compiled else "off"
     name = f"{way.platform}-{way.threads}-{way.micro_batch}-{compile_mode}-{steps}"
     folder = RunFolder(root / name, run.key)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{name}.lock"):  # the same command twice at once: one waits
         status = folder.status
         stopped = status.state in ("RUNNING", "KILLED") and status.reason != Stopped(0).args[0]

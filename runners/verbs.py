@@ -410,8 +410,8 @@ def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, se
     """Whether every gate is met."""
     from runners.reporting import report
 
-    extras = {name: getattr(options, name, None) for name in ("notebooks", "keep")}
-    reported = report(plan, RUNS, REPORTS, _same_runs(options), **extras)
+    notebooks, keep = getattr(options, "notebooks", False), getattr(options, "keep", None)  # `run` has neither
+    reported = report(plan, RUNS, REPORTS, _same_runs(options), notebooks=notebooks, keep=keep)
     if getattr(options, "json", False):
         print(reported.files["table"].read_text())
     else:

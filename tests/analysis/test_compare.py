@@ -9,6 +9,7 @@ from scipy import stats
 
 from analysis.compare import COLUMNS, compare
 from analysis.estimate import own_level
+from analysis.plots import throughput
 from tests.analysis.tables import arm, change, design, frame
 
 CONTROL = [10.0, 10.2, 10.4, 10.6]
@@ -545,6 +546,7 @@ def test_speed_is_not_compared_across_hours_on_a_processor():
     apart = compare(runs, plan).iloc[1]
     assert math.isnan(apart["tokens_per_s_delta"])
     assert apart["iso_verdict"] == ""
+    assert len(throughput(compare(runs, plan), plan, None).axes[0].containers) == 1  # the control alone
     assert (apart["delta"], apart["ci_low"], apart["verdict"]) == (beside["delta"], beside["ci_low"], beside["verdict"])
     runs["stratum"] = "device=NVIDIA-H100 torch=2.13.0"
     assert math.isfinite(compare(runs, plan).iloc[1]["tokens_per_s_delta"])

@@ -344,9 +344,14 @@ def test_a_reproduction_that_is_stopped_goes_on(here):
     child = subprocess.Popen(
         command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    rows = lambda: [line for file in Path("reports").rglob("metrics.jsonl") for line in file.read_text().splitlines()]  # noqa: E731
+
+    def rows() -> list[str]:
+        return [line for file in Path("reports").rglob("metrics.jsonl") for line in file.read_text().splitlines()]
+
+    deadline = time.monotonic() + 120
     while len(rows()) < 20:
         assert child.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)
@@ -374,6 +379,17 @@ def test_a_first_batch_comes_out_again(first, capsys):
     said = capsys.readouterr().out
     assert "first.json: agrees; held to the last digit" in said
     assert "not checked: windows 1, 3 (2)" in said
+
+
+def test_a_second_platform_is_entered_beside_the_first(first):
+    record = json.loads(first.read_text())
+    (mine,) = record["losses"]
+    record["losses"] = {"another": record["losses"][mine]}
+    first.write_text(json.dumps(record))
+    assert main(["log", EXPERIMENT, "control", "--first-batch", "--out", "first.json"]) == 0
+    losses = json.loads(first.read_text())["losses"]
+    assert list(losses) == ["another", mine]
+    assert losses["another"] == losses[mine]
 
 
 def test_its_mean_is_the_first_loss_of_the_run(first):
