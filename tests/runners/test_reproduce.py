@@ -97,14 +97,15 @@ def test_a_changed_digit_of_a_line_that_is_made_again_departs(here, capsys):
     assert "  step 20: `Step 20, Loss:" in said
 
 
-def test_any_changed_digit_departs(made):
+@pytest.mark.parametrize("of", [" - Step ", " - Validation, ", "# final"])
+def test_any_changed_digit_departs(made, of):
     """Of the losses, rates, norms, tokens, bits per byte and of what the kept weights say; not of time and speed."""
     text = (made / "training.log").read_text()
     again = TrainingLog.parse(text)
     fixed = re.compile(r"^\S+ \S+ - |tokens/s \d+, |^# .*: ")  # the header is held against recipe and data elsewhere
     places = []
     for number, line in enumerate(text.splitlines()):
-        if line.startswith("# final") or not line.startswith("#"):
+        if of in line:
             outside = {i for found in fixed.finditer(line) for i in range(*found.span())}
             places += [(number, i) for i, letter in enumerate(line) if letter.isdigit() and i not in outside]
 
