@@ -12,12 +12,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis import load
-from analysis.calibration import broken_cases, deal, honest_cases, shape, simulation
-from analysis.schema import Design
+from analysis.stats.simulation import broken_cases, deal, honest_cases, shape, simulation
+from analysis.store import load
+from analysis.store.schema import Design
 from llama_variants.errors import ConfigError, Problem
-from runners.experiment import Plan
-from runners.store import write_atomically
+from runners.planning.plan import Plan
+from runners.runs.folder import write_atomically
 from runners.tracking import Mirror
 
 DEALT = (5, 3)  # runs of the control and of the other arm in each small experiment

@@ -13,7 +13,7 @@ from typing import Any
 
 from llama_variants.errors import ConfigError
 from runners import verbs
-from runners.stop import Stopped, StopRequest
+from runners.runs.signals import Stopped, StopRequest
 
 STOPPING = "stopping: the step in hand is finished and saved; once more to stop at once"
 
@@ -186,7 +186,7 @@ def _nats(text: str) -> float:
 
 
 def _seeds(text: str) -> int:
-    from runners.experiment import MAX_SEEDS
+    from runners.planning.files import MAX_SEEDS
 
     if _positive(text) > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"{text} is more than {MAX_SEEDS}")

@@ -9,8 +9,8 @@ from typing import Any
 from llama_variants import ConfigError, ModelConfig
 from llama_variants.config import PRESETS
 from llama_variants.errors import Problem, one_of
-from runners import strict_yaml
-from runners.experiment import find_file, load_base
+from runners.planning import strict_yaml
+from runners.planning.bases import find_file, load_base
 
 
 def load_model(name: str) -> ModelConfig:

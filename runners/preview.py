@@ -11,21 +11,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from analysis.estimate import Noise
-from analysis.power import (
+from analysis.stats.eligibility import MIN_PAIRS
+from analysis.stats.estimate import Noise
+from analysis.stats.power import (
     detectable_effect,
     detectable_effect_paired,
     seeds_needed,
     seeds_needed_paired,
     sigma_interval,
 )
-from analysis.samples import MIN_PAIRS
-from analysis.schema import difference_unit
+from analysis.store.schema import difference_unit
 from llama_variants.errors import ConfigError, Problem
-from runners.experiment import MAX_SEEDS, Plan, PlannedArm
-from runners.health import recipe_faults
-from runners.store import RunFolder
-from runners.sweep import Slots, unfinished
+from runners.execution.sweep import Slots, unfinished
+from runners.planning.arms import PlannedArm
+from runners.planning.files import MAX_SEEDS
+from runners.planning.plan import Plan
+from runners.runs.folder import RunFolder
+from runners.training.gates import recipe_faults
 
 MIN_DF = 8  # of a measured seed sd; with fewer it is off by more than half in one case of twenty
 MODEL_EFFICIENCY = 0.5  # of the probe's matrix-product rate that a training step reaches; coarse, and said to be
@@ -116,7 +118,7 @@ def _estimate_seconds(plan: Plan, todo: list[Any], root: Path, slots: Slots) -> 
 def _matmul_flops_per_s(slots: Slots) -> float:
     import torch
 
-    from runners.determinism import matmul_flops
+    from runners.runs.machine import matmul_flops
 
     before = torch.get_num_threads()
     torch.set_num_threads(slots.threads)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from analysis import schema
+from analysis.store import schema
 from llama_variants.config import flatten
-from runners import looks
-from runners.experiment import Plan, PlannedRun
-from runners.store import RunFolder, Status
+from runners.planning.arms import PlannedRun
+from runners.planning.plan import Plan
+from runners.runs import looks
+from runners.runs.folder import RunFolder, Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -25,14 +25,14 @@ PROGRESS_EVERY_S = 10.0
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from runners.experiment import load_plan
+    from runners.planning.plan import load_plan
 
     return load_plan(options.experiment, base=options.base, seeds=options.seeds)
 
 
 def _slots(options: argparse.Namespace, plan: Any) -> Any:
     from llama_variants.errors import Problem
-    from runners.sweep import Slots
+    from runners.execution.sweep import Slots
 
     try:
         return Slots.choose(options.device, options.jobs, plan.arms[0].recipe.num_params)
@@ -41,7 +41,7 @@ def _slots(options: argparse.Namespace, plan: Any) -> Any:
 
 
 def _training(options: argparse.Namespace, stop_after: int | None = None) -> Any:
-    from runners.execute import Options
+    from runners.execution.one_run import Options
 
     return Options(options.save_every, options.micro_batch, options.compile_mode, stop_after)
 
@@ -62,8 +62,8 @@ def plan(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Carry out what is left of an experiment, and report."""
     from runners.data import DataError
-    from runners.reporting import read_gates
-    from runners.sweep import run_plan
+    from runners.execution.sweep import run_plan
+    from runners.verdicts import read_gates
 
     plan = _load(options)
     gates = read_gates(options.gate, plan)
@@ -94,9 +94,9 @@ def train(options: argparse.Namespace) -> int:
     import torch
 
     from llama_variants.errors import Problem
-    from runners.execute import execute
-    from runners.store import RunFolder
-    from runners.sweep import made_apart, made_otherwise
+    from runners.execution.one_run import execute
+    from runners.execution.sweep import made_apart, made_otherwise
+    from runners.runs.folder import RunFolder
     from runners.tracking import Mirror
 
     plan = _load(options)
@@ -141,8 +141,8 @@ def log(options: argparse.Namespace) -> int:
 
     from llama_variants.errors import Problem
     from runners.data import prepare
-    from runners.store import RunFolder, write_atomically
-    from runners.training_log import training_log
+    from runners.reproduce.training_log import training_log
+    from runners.runs.folder import RunFolder, write_atomically
 
     logging.disable_progress_bar()
     _check_target(options.out)
@@ -193,7 +193,7 @@ def _first_batch(options: argparse.Namespace, plan: Any, run: Any) -> int:
 
     from llama_variants.errors import Problem
     from runners.data import prepare
-    from runners.first_batch import write_first_batch
+    from runners.reproduce.first_batch import write_first_batch
 
     if options.out is None:
         raise ConfigError([Problem(("--out",), "nothing", "a file, with --first-batch")])
@@ -212,8 +212,8 @@ def reproduce(options: argparse.Namespace) -> int:
 
     from llama_variants.errors import Problem
     from runners.data import DataError
-    from runners.reproduce import Request
-    from runners.reproduce import reproduce as carry_out
+    from runners.reproduce.reproduce import Request
+    from runners.reproduce.reproduce import reproduce as carry_out
 
     logging.disable_progress_bar()
     _check_target(options.out, options.logs)
@@ -269,8 +269,8 @@ def _progress(title: str, num_steps: int, say: Any = None) -> Any:
 def report(options: argparse.Namespace) -> int:
     """Judge what has run."""
     from llama_variants.errors import Problem
-    from runners.reporting import read_gates
-    from runners.store import RunFolder
+    from runners.runs.folder import RunFolder
+    from runners.verdicts import read_gates
 
     plan = _load(options)
     gates = read_gates(options.gate, plan)
@@ -282,9 +282,9 @@ def report(options: argparse.Namespace) -> int:
 
 def results(options: argparse.Namespace) -> int:
     """Print, or put into a page, the table of results that were kept."""
-    from analysis import results as kept
+    from analysis.report import results as kept
     from llama_variants.errors import Problem
-    from runners.store import write_atomically
+    from runners.runs.folder import write_atomically
 
     try:
         table = kept.results_markdown(options.files)
@@ -323,9 +323,9 @@ def bench(options: argparse.Namespace) -> int:
     import torch
 
     from llama_variants.errors import Problem
-    from runners.bench.verb import Request, bench
+    from runners.bench.suite import Request, bench
     from runners.data import DataError
-    from runners.determinism import resolve_device
+    from runners.runs.machine import resolve_device
 
     try:
         device = resolve_device(options.device)
@@ -359,7 +359,7 @@ def doctor(options: argparse.Namespace) -> int:
     """Show what a model costs."""
     from llama_variants.summary import summary, summary_text
     from runners.doctor import load_model, parse_settings
-    from runners.plugins import import_plugins, try_out
+    from runners.planning.plugins import import_plugins, try_out
 
     if problems := import_plugins(options.plugin, Path()):
         raise ConfigError(problems)
@@ -395,7 +395,7 @@ def weights(options: argparse.Namespace) -> int:
     """Fetch the published weights."""
     from runners.data import DataError
     from runners.data.weights import fetch_weights
-    from runners.experiment import find_file, load_base
+    from runners.planning.bases import find_file, load_base
 
     base, _ = load_base(find_file("base", options.base))
     try:
@@ -408,7 +408,7 @@ def weights(options: argparse.Namespace) -> int:
 
 def _print_report(plan: Any, options: argparse.Namespace, gates: Mapping[str, set[str]]) -> bool:
     """Whether every gate is met."""
-    from runners.reporting import report
+    from runners.verdicts import report
 
     notebooks, keep = getattr(options, "notebooks", False), getattr(options, "keep", None)  # `run` has neither
     reported = report(plan, RUNS, REPORTS, _same_runs(options), notebooks=notebooks, keep=keep)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from analysis import schema
+from analysis.store import schema
 from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
 
@@ -178,7 +178,7 @@ def test_a_newcomer_s_commands(tmp_path):
 
 
 def test_the_schema_examples_plan(tmp_path):
-    from runners.experiment import load_plan
+    from runners.planning.plan import load_plan
 
     whole, layers = blocks((ROOT / "experiments/README.md").read_text(), "yaml")
     (tmp_path / "example.yaml").write_text(whole)

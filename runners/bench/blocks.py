@@ -13,10 +13,10 @@ import torch
 from llama_variants import ModelConfig
 from llama_variants.errors import ConfigError
 from llama_variants.registry import FAMILIES
-from runners import memory
 from runners.bench.contenders import ours
 from runners.bench.measure import Measure, in_turn, rate, ratio, seconds_per_call
-from runners.recipe import Recipe
+from runners.planning.recipe import Recipe
+from runners.training import memory
 
 CONTROL, AGAIN = "control", "again"
 

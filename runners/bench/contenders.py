@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from llama_variants import build_model
-from runners import memory
-from runners.accumulate import gradients
-from runners.compilation import attention_kernels, compile_model
-from runners.determinism import autocast
-from runners.optim import build_optimizer, update
-from runners.parallel import World
-from runners.recipe import Recipe
+from runners.planning.recipe import Recipe
+from runners.training import memory
+from runners.training.compile import attention_kernels, compile_model
+from runners.training.determinism import autocast
+from runners.training.gradients import gradients
+from runners.training.optim import build_optimizer, update
+from runners.training.parallel import World
 
 Step = Callable[[Tensor], Tensor]
 """One optimizer step on a batch (b, t) of token ids; gives the loss, still on the device."""
@@ -45,7 +45,7 @@ class Contender:
 
 
 def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool = False) -> tuple[nn.Module, Step]:
-    """What :func:`runners.execute.execute` sets and :func:`runners.train.train` does between two logged steps."""
+    """What :func:`runners.execution.one_run.execute` sets, and what the loop does between two logged steps."""
     memory.keep_freed(device)
     model = build_model(recipe.model, seed=0, device=device).train()
     if compiled:

@@ -13,13 +13,13 @@ import torch
 
 from llama_variants import build_model
 from runners.bench.measure import in_turn, rate, ratio, seconds_per_call
-from runners.checkpoint import Checkpoints
 from runners.data import Corpus
-from runners.execute import Options
-from runners.launchers.local import LocalLauncher
-from runners.optim import build_optimizer
-from runners.recipe import Recipe, run_key
-from runners.store import RunFolder
+from runners.execution.local import LocalLauncher
+from runners.execution.one_run import Options
+from runners.planning.recipe import Recipe, run_key
+from runners.runs.checkpoint import Checkpoints
+from runners.runs.folder import RunFolder
+from runners.training.optim import build_optimizer
 
 
 def paths(

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from runners import memory
-from runners.accumulate import AT_ONCE
 from runners.bench.contenders import CONTENDERS, REFERENCE, Contender, Step, first_loss_is_fair
 from runners.bench.measure import in_turn, peak_flops, rate, ratio, seconds_per_call
-from runners.determinism import matmul_flops
-from runners.recipe import Recipe
+from runners.planning.recipe import Recipe
+from runners.runs.machine import matmul_flops
+from runners.training import memory
+from runners.training.autotune import AT_ONCE
 
 KERNELS = {
     "attention": r"flash|fmha|attention|sdpa",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.load import FINAL_METRICS, RUN_COLUMNS
-from analysis.schema import Arm, Design
+from analysis.store.load import FINAL_METRICS, RUN_COLUMNS
+from analysis.store.schema import Arm, Design
 
 PARAMS = 1000
 

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM as StockLlama
 
 from llama_variants import LlamaForCausalLM, ModelConfig, load_pretrained, save_pretrained
 from runners.data.weights import fetch_weights
-from runners.experiment import load_base
+from runners.planning.bases import load_base
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from runners import execute as carrying_out
-from runners.execute import Options, execute
-from runners.recipe import Recipe, run_key
-from runners.stop import Stopped, StopRequest
-from runners.store import RunFolder
+from runners.execution import one_run as carrying_out
+from runners.execution.one_run import Options, execute
+from runners.planning.recipe import Recipe, run_key
+from runners.runs.folder import RunFolder
+from runners.runs.signals import Stopped, StopRequest
 
 SEED = 5
 FOLDERS = ("checkpoints", "final", "status.json")  # file-system operations there count
@@ -142,7 +142,7 @@ def _die_at(number: int, after_steps: int) -> None:
 
 
 def _at_each_step(plan: Plan) -> None:
-    from runners import train as loop
+    from runners.training import loop
 
     lr_at = loop.lr_at
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.power import detectable_effect, seeds_needed
-from analysis.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_REPORT, TAG_SEED
+from analysis.stats.power import detectable_effect, seeds_needed
+from analysis.store.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_REPORT, TAG_SEED
 from llama_variants import ModelConfig, build_model
 from runners.cli import main
-from runners.store import RunFolder
+from runners.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from analysis.load import load_design, load_runs
-from analysis.schema import Design
+from analysis.store.load import load_design, load_runs
+from analysis.store.schema import Design
 from llama_variants.errors import ConfigError
-from runners import looks
-from runners.experiment import Plan, PlannedRun, load_plan
-from runners.store import RunFolder
+from runners.planning.arms import PlannedRun
+from runners.planning.plan import Plan, load_plan
+from runners.runs import looks
+from runners.runs.folder import RunFolder
 from runners.tracking import Mirror
 
 ROOT = Path("runs")
@@ -189,8 +190,8 @@ def load_design_in_a_new_process(plan: Plan) -> dict[str, Any]:
     """MLflow keeps a database that is deleted under it; a new process makes a new one."""
     code = (
         "import json; from dataclasses import asdict; from pathlib import Path\n"
-        "from runners.experiment import load_plan; from runners.tracking import Mirror\n"
-        "from analysis.load import load_design\n"
+        "from runners.planning.plan import load_plan; from runners.tracking import Mirror\n"
+        "from analysis.store.load import load_design\n"
         "plan = load_plan(Path('experiments/micro_theta.yaml')); Mirror(plan, Path('runs'))\n"
         "print(json.dumps(asdict(load_design(plan.design().experiment))))"
     )

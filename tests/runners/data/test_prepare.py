@@ -109,7 +109,7 @@ def test_pip_refuses_a_wrong_hash_and_takes_the_right_one(tmp_path):
 
 @pytest.mark.slow
 def test_the_tiny_corpus_is_the_one_that_results_were_made_on(tmp_path):
-    from runners.experiment import load_base
+    from runners.planning.bases import load_base
 
     _, recipe = load_base(ROOT / "experiments/base/tiny.yaml")
     corpus = prepare(recipe.data, tmp_path)

@@ -1,0 +1,1 @@
+"""What people read: the report and its figures, the table of kept results, exported notebooks."""

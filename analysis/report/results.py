@@ -1,0 +1,117 @@
+"""Results that are kept: an experiment's declaration and its runs in one file, and the table made of such files.
+
+What is kept is what the tracking store holds, so that every verdict can be made again from the file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.report.cells import cells, count, markdown_table, rows_of, titles
+from analysis.stats.compare import compare
+from analysis.store.load import RUN_COLUMNS, require
+from analysis.store.schema import Design
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_TIMES = ("started", "ended")
+
+
+def keep(design: Design, runs: pd.DataFrame, folder: Path) -> Path:
+    """Write ``folder``/EXPERIMENT.json; equal results give equal bytes.
+
+    Args:
+        design: what was declared.
+        runs: the frame of :func:`analysis.store.load.load_runs`.
+        folder: made where it is not there.
+    """
+    records = []
+    for row in runs.drop(columns="mlflow_run_id").to_dict("records"):
+        row |= {name: row[name].isoformat() if pd.notna(row[name]) else None for name in _TIMES}
+        records.append({str(key): None if _absent(value) else value for key, value in row.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{design.experiment}.json"
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"design": design.to_tags(), "runs": records}, indent=1) + "\n")
+    partial.replace(file)  # whole or not at all
+    return file
+
+
+def _absent(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def read(file: Path) -> tuple[Design, pd.DataFrame]:
+    """The declaration and the runs that :func:`keep` wrote. Raises ValueError for any other file."""
+    try:
+        record = json.loads(file.read_text())
+        design, runs = Design.from_tags(record["design"]), pd.DataFrame(record["runs"])
+        require(runs, [name for name in RUN_COLUMNS if name != "mlflow_run_id"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} holds no results: {type(error).__name__}: {error}") from None
+    runs.insert(0, "mlflow_run_id", "")
+    runs = runs.astype(dict.fromkeys(_TIMES, "datetime64[ns, UTC]"))
+    for name in ("invalid", "reason"):  # None stays None, also where no run has any
+        runs[name] = runs[name].astype(object).where(runs[name].notna(), None)
+    return design, runs.astype({name: float for name in runs.columns.astype(str) if name.startswith("final/")})
+
+
+def results_markdown(files: Sequence[Path]) -> str:
+    """One table of every arm in ``files``: the verdicts, computed anew, under the question of each experiment, by name.
+
+    Raises:
+        ValueError: for a file without results, and for results on different bases, which no table holds.
+    """
+    kept = sorted((read(file) for file in files), key=lambda pair: (pair[0].name, pair[0].confirms))
+    experiments = [design.experiment for design, _ in kept]
+    if len(set(experiments)) < len(experiments):
+        raise ValueError(f"results of one experiment twice: {', '.join(sorted(experiments))}")
+    bases = sorted({(design.base, design.tokens_per_run, design.metric, design.margin) for design, _ in kept})
+    if len(bases) != 1:
+        raise ValueError(
+            f"results on {len(bases)} bases: {', '.join(base for base, *_ in bases) or 'none'}; one a table"
+        )
+    base, tokens, metric, margin = bases[0]
+    strata = sorted({stratum for _, runs in kept for stratum in runs["stratum"]})
+    lines = [
+        f"`{base}`, {count(tokens)} tokens a run, `{metric}`, margin {margin:g}. Made on: {'; '.join(strata)}.",
+        "",
+    ]
+    body: list[list[str]] = []
+    head: tuple[str, ...] = ()
+    shared: set[tuple[str, ...]] = set()  # the control and the checks, which read the same in every experiment
+    tables = [compare(runs, design) for design, runs in kept]
+    worth = all(table["worth"].notna().any() for table in tables)
+    for (design, _), table in zip(kept, tables, strict=True):
+        if not worth:
+            table["worth"] = math.nan
+        names = titles(table, design)
+        speed = names.index("tok/s")  # which kept runs need not have in common
+        head = (*names[:speed], *names[speed + 1 :])
+        asked = []
+        for row in rows_of(table):
+            line = [cell.replace("<", "&lt;") for cell in cells(row, table, design)]
+            del line[speed]
+            if row["role"] == "variant":
+                asked.append(line)
+            elif row["role"] == "check" and tuple(line) not in shared:
+                shared.add(tuple(line))
+                body.insert(len(shared) - 1, line)
+        mean = cells(rows_of(table)[0], table, design)[2]
+        question = f"*{design.question}*{' Once more, on fresh seeds:' if design.confirms else ''}"
+        body.append([question, str(table.iloc[0]["n"]), mean, *[""] * (len(head) - 3)])
+        body += asked
+    return "\n".join([*lines, markdown_table(head, body)])
+
+
+def insert(text: str, table: str) -> str:
+    """``text`` with ``table`` between its marks. Raises ValueError where it has none."""
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"no {BEGIN} … {END} in it")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"

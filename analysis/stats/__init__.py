@@ -1,0 +1,1 @@
+"""From runs to verdicts: which runs count, differences and their errors, power, and how often verdicts are right."""

@@ -1,0 +1,167 @@
+"""Names and units of every logged key, and the design of an experiment as the tracking store keeps it.
+
+Standard library only: `runners.tracking` writes by this module and `analysis.store.load` reads by it, so neither
+can drift from the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Role = Literal["control", "check", "variant", "budget"]
+"""control: the base itself. check: a control row that shows whether the harness works (the control against
+itself, a known-bad variant). variant: what the experiment asks about; these form the family of comparisons.
+budget: the control trained on fewer or more tokens, which says what a difference in loss is worth in data."""
+
+Expectation = Literal["same", "worse", "better"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One logged key."""
+
+    key: str
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric("tokens", "tokens", "training tokens seen so far; an x axis that does not depend on the batch"),
+        Metric("epochs", "1", "passes over the training windows so far"),
+        Metric("train/loss", "nats/token", "training cross-entropy of the step's whole batch"),
+        Metric("train/grad_norm", "1", "global gradient norm before clipping"),
+        Metric("train/lr", "1", "learning rate of the step"),
+        Metric("train/loss_spikes", "1", "losses so far that lay 6 sigma or more above the 128 steps before them"),
+        Metric("throughput/tokens_per_s", "tokens/s", "training tokens over the time since the last log"),
+        Metric("throughput/step_time_s", "s", "mean time of a step since the last log, evaluation left out"),
+        Metric("memory/micro_batch", "windows", "windows that went through the model at a time"),
+        Metric("memory/peak_bytes", "bytes", "peak memory: allocated on the accelerator, resident on a CPU"),
+        Metric("val/loss", "nats/token", "cross-entropy on the fixed validation windows"),
+        Metric("val/bits_per_byte", "bits/byte", "the same per byte of text, comparable across tokenizers"),
+        Metric("final/val_loss", "nats/token", "val/loss after the last step: what verdicts are about"),
+        Metric("final/val_bits_per_byte", "bits/byte", "val/bits_per_byte after the last step"),
+        Metric("final/val_loss_se", "nats/token", "standard error of final/val_loss over validation windows"),
+        Metric("final/train_loss", "nats/token", "mean training loss of the last tenth of the steps"),
+        Metric("final/tokens_per_s", "tokens/s", "median training throughput of the run"),
+        Metric("final/compiled", "0 or 1", "whether the model was compiled"),
+        Metric("final/peak_memory_bytes", "bytes", "peak memory of the run"),
+        Metric("final/wall_time_s", "s", "start of the run to its end, evaluation included"),
+    )
+}
+
+# Run tags. A run of the store is one (experiment, arm, seed); `run_key` names the run folder that it mirrors.
+TAG_RUN_KEY = "ablation.run_key"
+TAG_ARM = "ablation.arm"
+TAG_ROLE = "ablation.role"
+TAG_SEED = "ablation.seed"
+TAG_STRATUM = "ablation.stratum"  # device, precision, threads, torch …: what shifts bits but is not a recipe
+TAG_ATTEMPT = "ablation.attempt"  # one log that only grows: a run stopped and gone on with is the same attempt
+TAG_INVALID = "ablation.invalid"  # why a validity gate failed; absent on a valid run
+TAG_DETERMINISTIC = "env.deterministic"  # "true": kernels that give equal bits were asked for
+TAG_REASON = "ablation.reason"  # why a run failed or was stopped; absent on a valid run
+PARAM_DATA = "data.fingerprint"  # a run parameter: digest of the very tokens that it was trained and judged on
+RUN_TAGS = (TAG_RUN_KEY, TAG_ARM, TAG_ROLE, TAG_SEED, TAG_STRATUM)
+
+# A run that holds a report; not a run of an arm.
+TAG_REPORT = "ablation.report"
+
+# Experiment tags: the design, and one tag per arm (a tag holds at most 5,000 characters).
+TAG_DESIGN = "ablation.design"
+TAG_ARM_PREFIX = "ablation.arm."
+
+
+def difference_unit(metric: str) -> str:
+    """The unit of a difference in ``metric``; that tokens are meant goes without saying."""
+    return METRICS[metric].unit.replace("nats/token", "nats")
+
+
+def tracking_uri() -> str:
+    """The tracking store: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
+
+    Named outright, because MLflow's own default turns into ./mlruns wherever such a folder is left over.
+    """
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One group of runs that differ in nothing but their seed."""
+
+    name: str
+    role: Role
+    run_keys: tuple[str, ...]  # the declared runs, in seed order; their number is the declared n
+    num_params: int
+    flops_per_token: int  # forward and backward, causal attention
+    diff: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # path -> (control's value, arm's value)
+    expect: Expectation | None = None
+    solved: tuple[str, ...] = ()  # paths in `diff` that a matching mode solved for
+    tokens: int | None = None  # training tokens of each run of a budget; None: those of the design
+    looked: int | None = None  # how many runs were declared when a difference was first shown, if not these very ones
+
+
+@dataclass(frozen=True)
+class Design:
+    """What an experiment declared before it ran; everything a verdict needs besides the runs themselves."""
+
+    name: str
+    question: str
+    base: str
+    metric: str  # a key of METRICS; lower is better
+    alpha: float
+    margin: float  # nats/token inside which two arms count as equivalent
+    tokens_per_run: int
+    arms: tuple[Arm, ...]  # the control first
+    paired: bool = False
+    screen: bool = False  # one seed an arm: numbers, no verdict
+    sigma_prior: float | None = None  # seed sd of the metric as earlier measured on this base
+    sigma_source: str = ""
+    source: str = ""
+    looked: Mapping[str, Any] = field(default_factory=dict)  # metric, alpha, margin, variants at the first look
+    confirms: bool = False  # the second stage: fresh seeds for what the first one showed
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment in the tracking store: another base or stage of the same question is another one."""
+        return f"{self.name}{'-confirm' if self.confirms else ''}-{self.base}"
+
+    @property
+    def control(self) -> Arm:
+        """The arm that every other is compared with."""
+        return self.arms[0]
+
+    @property
+    def compared(self) -> tuple[Arm, ...]:
+        """The control and the arms that are judged against it."""
+        return tuple(arm for arm in self.arms if arm.role != "budget")
+
+    @property
+    def budgets(self) -> tuple[Arm, ...]:
+        """The control on fewer or more tokens."""
+        return tuple(arm for arm in self.arms if arm.role == "budget")
+
+    def to_tags(self) -> dict[str, str]:
+        """Experiment tags from which :meth:`from_tags` restores the design."""
+        head = {key: value for key, value in asdict(self).items() if key != "arms"}
+        head["arms"] = [arm.name for arm in self.arms]
+        tags = {TAG_DESIGN: json.dumps(head)}
+        tags |= {TAG_ARM_PREFIX + arm.name: json.dumps(asdict(arm)) for arm in self.arms}
+        return tags
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Design:
+        """The design that :meth:`to_tags` stored. Raises KeyError when the tags hold none."""
+        head = json.loads(tags[TAG_DESIGN])
+        arms = []
+        for name in head.pop("arms"):
+            record = json.loads(tags[TAG_ARM_PREFIX + name])
+            record["run_keys"] = tuple(record["run_keys"])
+            record["solved"] = tuple(record["solved"])
+            record["diff"] = {path: tuple(pair) for path, pair in record["diff"].items()}
+            arms.append(Arm(**record))
+        return cls(arms=tuple(arms), **head)

@@ -1,0 +1,311 @@
+"""Carry out a plan: skip what is done, run the rest, mirror as it goes, and say how far it is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from analysis.stats.eligibility import Times, stands_alone
+from runners.execution.local import LocalLauncher
+from runners.execution.one_run import Options
+from runners.planning.arms import PlannedRun
+from runners.planning.plan import Plan
+from runners.runs.folder import STATES, RunFolder
+from runners.runs.signals import Stopped, StopRequest
+from runners.tracking import Mirror
+
+SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
+SYNC_EVERY_S = 5.0
+PLAIN_EVERY_S = 15.0  # between progress lines where nothing can be redrawn
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many runs go at once, and on what."""
+
+    devices: tuple[str, ...]  # one for each worker
+    threads: int  # of each worker
+
+    @classmethod
+    def choose(cls, device: str, jobs: int | None, num_params: int) -> Slots:
+        """One run to a card; on a processor one to a core for small models, one with all cores for large.
+
+        Raises ValueError for a device that is not there.
+        """
+        import torch
+
+        from runners.runs.machine import resolve_device
+
+        resolved = resolve_device(device)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if resolved.type == "cuda":
+            cards = (
+                [str(resolved)]
+                if resolved.index is not None
+                else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+            )
+            jobs = jobs or len(cards)
+            return cls(tuple(cards[i % len(cards)] for i in range(jobs)), max(1, cores // jobs))
+        small = num_params < SMALL_PARAMS
+        jobs = jobs or (cores if small and resolved.type == "cpu" else 1)
+        return cls((resolved.type,) * jobs, 1 if small else max(1, cores // jobs))
+
+
+def unfinished(plan: Plan, root: Path) -> list[PlannedRun]:
+    """Runs of the plan that still have to be carried out, in order; a run that failed before is among them."""
+    return [run for run in plan.runs() if RunFolder(root, run.key).status.state != "FINISHED"]
+
+
+def made_otherwise(plan: Plan, root: Path, slots: Slots) -> list[PlannedRun]:
+    """Runs done or begun in another stratum than new ones would have: another device, torch, or training code."""
+    import torch
+
+    from runners.runs.stratum import stratum
+
+    now = stratum(torch.device(slots.devices[0]), slots.threads)
+    return [
+        run
+        for run in plan.runs()
+        if (status := (folder := RunFolder(root, run.key)).status).stratum not in ("", now)
+        and (status.state == "FINISHED" or folder.checkpoints.exists())
+    ]
+
+
+def made_apart(plan: Plan, root: Path, slots: Slots, now: float | None = None) -> list[PlannedRun]:
+    """Finished runs that would have to be made again, so that verdicts take each beside those of the other arm.
+
+    By the verdicts' own rule (:func:`analysis.stats.eligibility.stands_alone`), with what is still to be carried out as
+    made at ``now``; where one is made again, those that had it for company may have to be, too. A CPU repeats its bits,
+    and so do deterministic kernels; nothing drifts there.
+    """
+    if slots.devices[0] == "cpu" or all(arm.recipe.train.deterministic for arm in plan.arms):
+        return []
+    soon = _stamp(time.time() if now is None else now)
+    times: dict[str, _Placed] = {}
+    for run in plan.runs():
+        status = RunFolder(root, run.key).status
+        done = status.state == "FINISHED"
+        times.setdefault(run.arm, {})[run] = (_stamp(status.started), _stamp(status.ended)) if done else (soon, soon)
+    control = times.pop(plan.arms[0].name)
+    again: set[PlannedRun] = set()
+    while pair := _first_alone(control, times.values()):
+        mine, others, run = pair
+        # One that will be made now cannot move: another comes to keep it company.
+        moved, arm = (run, mine) if mine[run] != (soon, soon) else (list(others)[-1], others)
+        again.add(moved)
+        arm[moved] = (soon, soon)
+    return [run for run in plan.runs() if run in again]
+
+
+_Placed = dict[PlannedRun, Times]
+
+
+def _first_alone(control: _Placed, arms: Iterable[_Placed]) -> tuple[_Placed, _Placed, PlannedRun] | None:
+    """An arm, the one it is compared with, and a run of the first that stands alone beside the second."""
+    for arm in arms:
+        for mine, others in ((arm, control), (control, arm)):
+            alone = stands_alone(list(mine.values()), list(others.values()))
+            if any(alone):
+                return mine, others, list(mine)[alone.index(True)]
+    return None
+
+
+def _stamp(seconds: float) -> pd.Timestamp:
+    return pd.Timestamp(seconds, unit="s")
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    root: Path,
+    cache: Path,
+    slots: Slots,
+    console: Console,
+    stop: StopRequest,
+    options: Options | None = None,
+    fresh: bool = False,
+) -> list[PlannedRun]:
+    """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
+
+    A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand save
+    their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` begins again
+    what is not done, and carries out again what was made otherwise, so that all runs of the plan can be compared.
+    """
+    from runners.data import prepare
+
+    others, old = made_otherwise(plan, root, slots), made_apart(plan, root, slots)
+    for run in {*others, *old, *unfinished(plan, root)} if fresh else ():
+        if not RunFolder(root, run.key).forget():
+            console.print(f"note: {run.arm} seed {run.seed} is being trained, and left alone", highlight=False)
+    todo = unfinished(plan, root)
+    if others and todo and not fresh:
+        console.print(
+            f"note: {len(others)} runs were made on another device, with another torch or with other code; those done "
+            "are not comparable with new ones, those begun cannot go on. ARGS=--fresh makes them again.",
+            highlight=False,
+        )
+    if old and not fresh:
+        console.print(
+            f"note: {len(old)} runs were made hours before the others, on hardware that does not repeat its bits; what "
+            "is made now cannot be compared with them. ARGS=--fresh makes them again, train.deterministic would not "
+            "need it.",
+            highlight=False,
+        )
+    if todo:
+        corpus = prepare(
+            plan.arms[0].recipe.data, cache, say=lambda text: console.print(f"data: {text}", highlight=False)
+        )
+        for arm in plan.arms:
+            arm.recipe.check_corpus(corpus)
+    mirror = Mirror(plan, root)
+    for run in todo:
+        RunFolder(root, run.key).create(run.recipe, run.seed)
+    if todo:
+        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options or Options())
+        _carry_out(plan, todo, launcher, mirror, root, console, stop)
+    for run in plan.runs():
+        mirror.sync(run)
+    return unfinished(plan, root)
+
+
+def _carry_out(
+    plan: Plan,
+    todo: Sequence[PlannedRun],
+    launcher: LocalLauncher,
+    mirror: Mirror,
+    root: Path,
+    console: Console,
+    stop: StopRequest,
+) -> None:
+    by_key = {run.key: run for run in todo}
+    board = _Board(plan, todo, root)
+    synced = shown = time.monotonic()
+    live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+    if live:
+        live.start()
+
+    def mirrored(runs: Sequence[PlannedRun]) -> None:
+        """The run folders are the truth: a store that does not answer stops no run, and is caught up with later."""
+        try:
+            for run in runs:
+                mirror.sync(run)
+        except Exception as error:
+            console.print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", highlight=False)
+
+    working = launcher.run(list(by_key))
+    stop.deferring = True
+    try:
+        for finished in working:
+            now = time.monotonic()
+            if stop.signum:
+                raise Stopped(stop.signum)
+            for line in board.events():
+                console.print(line, highlight=False)
+            if finished:
+                mirrored([by_key[finished.key]])
+                console.print(board.finish(finished.key), highlight=False)
+            if now - synced > SYNC_EVERY_S:
+                mirrored(todo)
+                synced = now
+            if live:
+                live.update(Group(*map(Text, board.lines())))
+            elif now - shown > PLAIN_EVERY_S:
+                console.print(*board.lines(), sep="\n", highlight=False)
+                shown = now
+    finally:
+        try:
+            if live:
+                live.stop()
+            if stop.signum:
+                console.print("stopping: the runs in hand save their state; once more to stop at once", highlight=False)
+            working.close()  # where it was interrupted, this waits for what is being saved
+        finally:
+            for line in board.events():
+                console.print(line, highlight=False)
+            mirrored(todo)
+            stop.deferring = False
+
+
+class _Board:
+    """What the progress display says: which run of how many, step, loss, tokens/s, time left."""
+
+    def __init__(self, plan: Plan, todo: Sequence[PlannedRun], root: Path) -> None:
+        self.number = {run.key: i for i, run in enumerate(todo, start=1)}
+        self.runs = {run.key: run for run in todo}
+        self.folders = {run.key: RunFolder(root, run.key) for run in todo}
+        self.offsets = dict.fromkeys(self.runs, ("", 0))  # attempt, and bytes of its log that were read
+        self.heard = {key: folder.events()[1] for key, folder in self.folders.items()}  # bytes of events.log
+        self.latest: dict[str, dict[str, float]] = {}
+        self.done: set[str] = set()
+        self.began = time.time()
+
+    def _read(self, key: str) -> dict[str, float]:
+        attempt, start = self.offsets[key]
+        current = self.folders[key].status.attempt
+        rows, end = self.folders[key].rows(start if attempt == current else 0)
+        self.offsets[key] = current, end
+        for row in rows:
+            self.latest[key] = self.latest.get(key, {}) | {"step": row["step"], **row["metrics"]}
+        return self.latest.get(key, {})
+
+    def _title(self, key: str) -> str:
+        run = self.runs[key]
+        return f"[{self.number[key]:>2}/{len(self.runs)}] {run.arm} seed {run.seed}"
+
+    def events(self) -> list[str]:
+        """What has happened since the last call, in words."""
+        lines = []
+        for key, folder in self.folders.items():
+            new, self.heard[key] = folder.events(self.heard[key])
+            lines += [f"{self._title(key)}: {line}" for line in new if line.split(":")[0] not in STATES]  # has its own
+        return lines
+
+    def finish(self, key: str) -> str:
+        """The line that stays on the screen when a run is over."""
+        self.done.add(key)
+        status = self.folders[key].status
+        if status.state != "FINISHED":
+            file = self.folders[key].error_file
+            more = f" (see {file})" if file.exists() else ""
+            return f"{self._title(key)}: {status.state}: {status.reason}{more}"
+        latest = self._read(key)
+        seconds = status.ended - status.resumed
+        return (
+            f"{self._title(key)}: val/loss {latest['final/val_loss']:.4f} nats, "
+            f"{latest['final/tokens_per_s']:,.0f} tokens/s, {seconds:.0f} s"
+        )
+
+    def lines(self) -> list[str]:
+        """One line for each run in hand, and one for the whole."""
+        lines, total, seen = [], 0, 0
+        for key, run in self.runs.items():
+            steps = run.recipe.train.num_steps
+            total += run.recipe.train.num_tokens
+            status = self.folders[key].status
+            if key in self.done:
+                seen += run.recipe.train.num_tokens
+            elif status.state == "RUNNING" and status.resumed >= self.began - 1:
+                latest = self._read(key)
+                seen += int(latest.get("tokens", 0))
+                if latest:
+                    lines.append(
+                        f"{self._title(key)}: step {int(latest['step'])}/{steps}, loss {latest['train/loss']:.4f}, "
+                        f"{latest['throughput/tokens_per_s']:,.0f} tokens/s"
+                    )
+        elapsed = time.time() - self.began
+        left = f"{_duration(elapsed * (total - seen) / seen)} left" if seen else "starting"
+        return [*lines, f"{len(self.done)} of {len(self.runs)} runs done, {_duration(elapsed)} gone, {left}"]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,90 @@
+"""The files that experiments build on: bases, and data that several share."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Literal
+
+from llama_variants import ConfigError
+from llama_variants.config import read
+from llama_variants.errors import Problem, check, one_of
+from runners.data import DataConfig
+from runners.planning import strict_yaml
+from runners.planning.delta import budget, merge
+from runners.planning.files import CONTROL, BaseFile
+from runners.planning.plugins import import_plugins
+from runners.planning.recipe import Recipe
+
+
+def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
+    """A base and its recipe. Raises ConfigError with every problem of the file."""
+    document = strict_yaml.load(file)
+    written = document.data
+    if isinstance(written, dict) and isinstance(name := written.get("data"), str):
+        written = written | {"data": named_data(name, file.parent.parent, document).model_dump()}
+    head, problems = check(BaseFile, written)
+    problems = document.problems + problems
+    if broken := import_plugins(head.plugins if head else (), file.parent):
+        raise refusal(document, problems + broken)
+    raw = document.data.get("model") if isinstance(document.data, dict) else None
+    model, found = read(raw) if raw is not None else (None, [])
+    problems += [problem.under(("model",)) for problem in found]
+    if head:
+        problems += [problem.under(("train",)) for problem in head.train.problems()]
+        try:
+            head.data.identity()
+        except ConfigError as error:
+            problems += error.problems
+    if head and model:
+        recipe = Recipe(model, head.data, head.train, head.eval, head.plugins)
+        problems += list(recipe.problems())
+        for name, delta in head.checks.items():
+            _, found = merge(recipe, delta)
+            problems += [problem.under(("checks", name)) for problem in found if problem not in problems]
+            if name == CONTROL:
+                problems.append(Problem(("checks", name), f"the name {name!r}", "any name but that of the control"))
+        for place, factor in enumerate(head.budgets):
+            if factor == 1 or factor in head.budgets[:place]:
+                problems.append(Problem(("budgets",), f"{factor:g}", "each number of tokens once, and other than 1"))
+            problems += [problem.under(("budgets",)) for problem in budget(recipe, factor).train.problems()]
+        if not problems:
+            return head, recipe
+    raise refusal(document, problems)
+
+
+def load_data(file: FilePath) -> DataConfig:
+    """A file of experiments/data/. Raises ConfigError with every problem of the file."""
+    document = strict_yaml.load(file)
+    config, problems = check(DataConfig, document.data)
+    if config is None or (problems := document.problems + problems):
+        raise refusal(document, problems)
+    return config
+
+
+def named_data(name: str, beside: FilePath, document: strict_yaml.Document) -> DataConfig:
+    """The data that ``document`` names. Raises ConfigError, in its words where there is no such file."""
+    try:
+        file = find_file("data", name, beside)
+    except ConfigError as error:
+        raise refusal(document, list(error.problems)) from None
+    return load_data(file)
+
+
+def find_file(kind: Literal["base", "data"], name: str, beside: FilePath | None = None) -> FilePath:
+    """The file of a base, or of data: in a folder ``kind`` under ``beside``, or in experiments/ of the current folder.
+
+    Raises ConfigError when neither holds it.
+    """
+    folders = [*([beside / kind] if beside else []), FilePath("experiments") / kind]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    raise ConfigError([Problem((kind,), f"unknown {kind} {name!r}", one_of(name, known))])
+
+
+def refusal(document: strict_yaml.Document, problems: list[Problem]) -> ConfigError:
+    """All problems of a document as one error, each with its line."""
+    located = sorted(dict.fromkeys(map(document.locate, problems)), key=lambda p: int(p.where.rpartition(":")[2]))
+    count = f"{len(located)} problem{'s' if len(located) != 1 else ''}"
+    return ConfigError(located, title=f"{document.file}: {count}, nothing was run")

@@ -1,0 +1,179 @@
+"""From an experiment's YAML to the list of runs that answers its question.
+
+An experiment is a question and a few deltas over a base. The base holds every number of the control; each variant is
+the control with its delta merged in, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+
+from analysis.store import schema
+from llama_variants import ConfigError
+from llama_variants.errors import Problem, check, one_of
+from runners.planning import strict_yaml
+from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun, screens
+from runners.planning.bases import find_file, load_base, named_data, refusal
+from runners.planning.files import Decide, Delta, ExperimentFile, Mode, Seeds
+from runners.planning.plugins import import_plugins
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated experiment on one base: its arms, the control first, and how they will be judged."""
+
+    name: str
+    question: str
+    base: str
+    source: str
+    decide: Decide
+    arms: tuple[PlannedArm, ...]  # that it runs
+    screen: bool
+    paired: bool = False
+    budgets: tuple[PlannedArm, ...] = ()  # of the base, which another experiment runs
+    confirm: Plan | None = None  # the second stage
+    confirms: bool = False  # it is one
+
+    @property
+    def stages(self) -> tuple[Plan, ...]:
+        """This plan, and the one that confirms it where there is one."""
+        return (self, self.confirm) if self.confirm else (self,)
+
+    def runs(self) -> list[PlannedRun]:
+        """All runs, the arms spread evenly over the sequence, so that a drift of the machine hits all alike."""
+        placed = [
+            ((i + 0.5) / len(arm.runs), j, run) for j, arm in enumerate(self.arms) for i, run in enumerate(arm.runs)
+        ]
+        return [run for _, _, run in sorted(placed, key=lambda item: item[:2])]
+
+    def run_of(self, arm: str, index: int) -> PlannedRun:
+        """One run, by its arm and which of the arm's seeds, from 0. Raises ConfigError where there is none."""
+        runs = {planned.name: planned.runs for planned in self.arms}
+        if arm not in runs:
+            raise ConfigError([Problem(("arm",), repr(arm), one_of(arm, runs))])
+        if not 0 <= index < len(runs[arm]):
+            raise ConfigError([Problem(("index",), str(index), f"0 to {len(runs[arm]) - 1}")])
+        return runs[arm][index]
+
+    def elsewhere(self) -> list[PlannedRun]:
+        """Runs of budgets, which count where another experiment on this base made them."""
+        return [run for arm in self.budgets for run in arm.runs]
+
+    def design(self) -> schema.Design:
+        """The declaration that the tracking store keeps and the analysis judges by."""
+        return schema.Design(
+            name=self.name,
+            question=self.question,
+            base=self.base,
+            metric=self.decide.metric,
+            alpha=self.decide.alpha,
+            margin=self.decide.margin,
+            tokens_per_run=self.arms[0].recipe.train.num_tokens,
+            arms=tuple(
+                schema.Arm(
+                    name=arm.name,
+                    role=arm.role,
+                    run_keys=tuple(run.key for run in arm.runs),
+                    num_params=arm.recipe.num_params,
+                    flops_per_token=arm.recipe.flops_per_token,
+                    diff=arm.diff,
+                    expect=arm.expect,
+                    solved=arm.solved,
+                    tokens=arm.recipe.train.num_tokens if arm.role == "budget" else None,
+                )
+                for arm in (*self.arms, *self.budgets)
+            ),
+            paired=self.paired,
+            screen=self.screen,
+            confirms=self.confirms,
+            sigma_prior=self.decide.sigma,
+            sigma_source=self.decide.sigma_source,
+            source=self.source,
+        )
+
+
+def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = None) -> Plan:
+    """Read an experiment and its base, and plan its runs.
+
+    Args:
+        file: the experiment's YAML.
+        base: a base to use instead of the one that the file names.
+        seeds: runs of every arm instead of the declared ones; 1 screens, without verdicts.
+
+    Raises:
+        ConfigError: with every problem of the experiment, or of its base, each with file and line.
+    """
+    document = strict_yaml.load(file)
+    head, problems = check(ExperimentFile, document.data)
+    problems = document.problems + problems
+    base_name = base or (head.base if head else None)
+    if base_name is None:  # nothing to hold the variants against
+        raise refusal(document, problems)
+    try:
+        base_path = find_file("base", base_name, file.parent)
+    except ConfigError as error:
+        raise refusal(document, list(error.problems)) from None
+    base_file, control = load_base(base_path)
+    decide = base_file.decide
+    if head and head.data:
+        control = replace(control, data=named_data(head.data, file.parent, document))
+        decide = decide.model_copy(update={"sigma_source": f"{decide.sigma_source}; on the base's own data"})
+    plugins = head.plugins if head else ()
+    if broken := import_plugins(plugins, file.parent):  # whatever its blocks are used for would be a problem too
+        raise refusal(document, problems + broken)
+    control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
+    variants = document.data.get("variants") if isinstance(document.data, dict) else None
+    builder = ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
+    arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
+    taken = {arm.name for arm in (*arms, *budgets)}
+    match: tuple[Mode, ...] = head.match if head else ("tokens",)
+    declared = head.variants if head else {}
+    expect = head.expect if head else {}
+    written = variants if isinstance(variants, dict) else {}
+    for name, raw in written.items():
+        path = ("variants", name)
+        delta = declared.get(name) or _salvage(raw)
+        if name in taken:
+            problems.append(Problem(path, f"the name {name!r}", f"a name that the base does not use: {sorted(taken)}"))
+        for mode in match:
+            arm, found = builder.variant(name, delta, mode, expect.get(name))
+            problems += [problem.under(path) for problem in found if name in declared or problem.path]
+            if arm is not None:
+                arms.append(arm)
+    for name in expect:
+        if name not in written:
+            problems.append(Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written)))
+    problems += builder.pairing_problems(arms)
+    confirming = head.confirm if head else None
+    by_name = {arm.name: arm for arm in arms if arm.role == "variant"}
+    for name in confirming.variants if confirming else ():
+        if name not in by_name:
+            problems.append(Problem(("confirm", "variants"), f"unknown variant {name!r}", one_of(name, by_name)))
+    if problems:
+        raise refusal(document, problems)
+    assert head is not None
+    plan = Plan(
+        head.name,
+        head.question,
+        base_file.name,
+        head.source,
+        decide,
+        arms=(*arms, *(budgets if head.budgets else ())),
+        screen=screens(arms),
+        paired=head.paired,
+        budgets=() if head.budgets else tuple(budgets),
+    )
+    if confirming is None:
+        return plan
+    fresh = builder.fresh([arms[0], *(by_name[name] for name in dict.fromkeys(confirming.variants))], confirming.seeds)
+    if problems := builder.pairing_problems(fresh):
+        raise refusal(document, [problem.under(("confirm",)) for problem in problems])
+    return replace(plan, confirm=replace(plan, arms=tuple(fresh), confirms=True))
+
+
+def _salvage(raw: object) -> Delta:
+    """The readable sections of a variant whose mapping has other problems, so that these sections are checked too."""
+    sections = raw if isinstance(raw, dict) else {}
+    model, train = (value if isinstance(value := sections.get(key), dict) else {} for key in ("model", "train"))
+    return Delta(model=model, train=train)

@@ -1,0 +1,68 @@
+"""Where a run computes, and what its bits depend on: device, threads, code, random numbers, kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bfloat16 matrix products over float32 weights, or nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def make_deterministic(enabled: bool) -> None:
+    """Only kernels that give equal bits on every call, or whichever are fastest; for the whole process.
+
+    Off with it goes cuDNN's attention, whose backward pass has no such form; flash attention's has one. An operation
+    that has none raises RuntimeError when it is called. On a CPU every kernel of this model is deterministic anyway.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; its size on Hopper anyway
+    torch.use_deterministic_algorithms(enabled)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, and shows nothing
+    torch.backends.cudnn.deterministic = enabled
+    torch.backends.cuda.enable_cudnn_sdp(not enabled)
+
+
+def price_of_determinism(step: Callable[[], object], device: torch.device, pairs: int = 5) -> float:
+    """Time of ``step`` with deterministic kernels over its time without, in turn; the median of ``pairs``.
+
+    Leaves the deterministic ones on.
+    """
+
+    def seconds(deterministic: bool) -> float:
+        make_deterministic(deterministic)
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    for deterministic in (False, True):
+        seconds(deterministic)  # warm
+    free, fixed = zip(*[(seconds(False), seconds(True)) for _ in range(pairs)], strict=True)
+    return statistics.median(fixed) / statistics.median(free)
+
+
+def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
+    """Set every global generator that a model on ``device`` may draw from, from (seed, step, rank).
+
+    Random numbers, of a block with dropout, say, are then a function of the step as the data is: they depend on no
+    earlier run in this process, and a resume has nothing to restore.
+    """
+    digest = hashlib.sha256(f"step/{seed}/{step}/{rank}".encode()).digest()
+    key = int.from_bytes(digest[:4], "little")  # torch's CPU generator takes 32 bits
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
+    np.random.seed(key)
+    random.seed(key)

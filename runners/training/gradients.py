@@ -1,0 +1,36 @@
+"""The gradients of one step, in as many micro-batches as memory asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from runners.planning.recipe import TrainConfig
+from runners.training.determinism import autocast
+from runners.training.parallel import World
+
+
+def gradients(model: nn.Module, batch: Tensor, config: TrainConfig, world: World, micro_batch: int) -> Tensor:
+    """Leave the gradients of the global batch's mean loss in the parameters, and return that loss, in nats.
+
+    Each micro-batch counts with the tokens it predicts, so that any split gives the whole batch's gradients, but for
+    rounding.
+
+    Args:
+        model: as :meth:`World.wrap` gives it.
+        batch: this process's rows of the global batch (b, t).
+        config: the recipe.
+        world: who else computes on the global batch.
+        micro_batch: rows that go through the model at a time.
+    """
+    model.zero_grad(set_to_none=True)  # an attempt before this one may have run out of memory half-way
+    predicted = config.batch_size * (config.seq_len - 1)  # tokens of the global batch
+    parts = batch.split(micro_batch)
+    total = torch.zeros((), device=batch.device)
+    for i, part in enumerate(parts, start=1):
+        with world.gradients(model, last=i == len(parts)):
+            with autocast(batch.device, config.precision):
+                loss = model(part, labels=part, num_items_in_batch=predicted).loss
+            (loss * world.size).backward()  # gradients are averaged over the processes, and their sum is meant
+        total += loss.detach()
+    return world.sum(total)

@@ -1,0 +1,131 @@
+"""From run folders to verdicts: mirror, judge, write the report, and hold the verdicts against gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.report import page as reports
+from analysis.report import results
+from analysis.stats.compare import VERDICTS, compare
+from analysis.store import load
+from llama_variants.errors import ConfigError, Problem, one_of
+from runners.planning.plan import Plan
+from runners.runs import looks
+from runners.runs.folder import RunFolder
+from runners.tracking import Mirror
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The verdicts of a plan's stages, and the files that hold them."""
+
+    stages: tuple[reports.Stage, ...]
+    tables: tuple[pd.DataFrame, ...]  # of each stage
+    files: Mapping[str, Path]
+    page: str  # of the runs, in the tracking UI
+
+    @property
+    def text(self) -> str:
+        """The verdict tables for a terminal."""
+        texts = []
+        for stage, table in zip(self.stages, self.tables, strict=True):
+            title = "to confirm, on fresh seeds:\n" if stage.design.confirms else ""
+            texts.append(title + reports.table_text(table, stage.design))
+        return "\n\n".join(texts)
+
+    def missed(self, gates: Mapping[str, set[str]]) -> list[str]:
+        """The gates that are not met, in words. Where an arm was confirmed, the confirmation has the last word."""
+        verdicts = {
+            arm: word for table in self.tables for arm, word in zip(table["arm"], table["verdict"], strict=True)
+        }
+        return [
+            f"gate: {arm} is {verdicts[arm]}, not {' or '.join(sorted(words))}"
+            for arm, words in gates.items()
+            if verdicts[arm] not in words
+        ]
+
+
+def read_gates(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
+    """Arm -> the verdicts that are let through, out of texts such as "better,equivalent:mqa".
+
+    Raises:
+        ConfigError: for an unknown arm or word.
+    """
+    gates: dict[str, set[str]] = {}
+    problems = []
+    arms = [arm.name for arm in plan.arms if arm.role in ("variant", "check")]
+    for text in texts:
+        words, _, arm = text.partition(":")
+        if arm not in arms:
+            problems.append(Problem(("--gate",), repr(text), f"WORDS:ARM, the arm {one_of(arm, arms)}"))
+        for word in words.split(","):
+            if word not in VERDICTS:
+                problems.append(Problem(("--gate",), repr(text), f"WORDS:ARM, each word {one_of(word, VERDICTS)}"))
+        if arm in gates:
+            problems.append(Problem(("--gate",), repr(text), f"one gate for {arm}, all its words in it: A,B:{arm}"))
+        gates[arm] = set(words.split(","))
+    if problems:
+        raise ConfigError(problems)
+    return gates
+
+
+def report(
+    plan: Plan, root: Path, folder: Path, command: str, *, notebooks: bool = False, keep: Path | None = None
+) -> Reported:
+    """Judge what has run and write the report; all from the tracking store, as a notebook would.
+
+    Args:
+        plan: the experiment; its stages are judged one by one, each with its own control.
+        root: the run folders.
+        folder: the report goes into a folder of the experiment's name in here.
+        command: what makes the same runs again.
+        notebooks: also run the notebooks on it and keep them as HTML; takes the extra ``[notebooks]``.
+        keep: a folder in which declaration and runs are kept too, for :mod:`analysis.report.page.results`.
+    """
+    mirrors, stages, tables = [], [], []
+    for stage in plan.stages:
+        mirror = Mirror(stage, root)
+        for run in (*stage.runs(), *stage.elsewhere()):
+            mirror.sync(run)
+        design = load.load_design(stage.design().experiment)
+        runs = load.load_runs(design)
+        mirrors.append(mirror)
+        tables.append(compare(runs, design))
+        stages.append(reports.Stage(design, runs, load.load_curves(runs)))
+    out_dir = folder / stages[0].design.experiment
+    files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
+    if keep:
+        files |= {f"kept-{i}": results.keep(stage.design, stage.runs, keep) for i, stage in enumerate(stages)}
+    if notebooks:
+        from analysis.report.export import export
+
+        files |= export(stages[0].design.experiment, out_dir)
+    for plan_, stage_, table, mirror in zip(plan.stages, stages, tables, mirrors, strict=True):
+        mirror.publish(reports.summary_markdown(table, stage_.design), files.values())
+        if not stage_.design.screen:
+            looks.note(plan_, table.loc[table["n"] > 0, "arm"], root)
+    return Reported(tuple(stages), tuple(tables), files, mirrors[0].page)
+
+
+def _how_to_reproduce(plan: Plan, root: Path, command: str) -> str:
+    """Shell commands, from the source that the runs were made with."""
+    made = {
+        (env.get("commit", ""), env.get("dirty", ""), run.key)
+        for run in plan.runs()
+        if (status := RunFolder(root, run.key).status).state == "FINISHED" and (env := status.environment)
+    }
+    lines = []
+    commits = sorted({commit for commit, _, _ in made if commit})
+    if len(commits) == 1:
+        lines.append(f"git checkout {commits[0]}")
+    elif commits:
+        lines.append(f"# runs were made at {len(commits)} commits, with the same training code: {', '.join(commits)}")
+    if changed := sorted(key for _, dirty, key in made if dirty == "true"):
+        lines.append(
+            f"git apply runs/{changed[0]}/source.diff  # what was not committed; {len(changed)} runs have such"
+        )
+    return "\n".join([*lines, "make setup", command])

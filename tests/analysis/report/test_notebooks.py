@@ -1,0 +1,137 @@
+"""The notebooks as they are stored, and run by nbclient on runs of a real sweep."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.report import explore
+from analysis.report.export import NOTEBOOKS, NotebookError, execute, export
+from analysis.store.load import load_design, load_runs
+from tests.analysis.tables import arm, design, frame
+from tests.runners.conftest import clean_environment, write_project
+
+STORED = sorted(NOTEBOOKS.glob("*.ipynb"))
+EXPERIMENT = "micro-theta-micro"
+
+
+def test_all_three_are_there():
+    assert [file.stem for file in STORED] == ["baseline", "losses", "throughput"]
+
+
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
+def test_stored_thin_and_without_outputs(file):
+    book = nbformat.read(file, as_version=4)
+    nbformat.validate(book)
+    assert len(book.cells) < 15
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 12
+            imported = [
+                node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
+            modules = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imported}
+            assert all(str(module).split(".")[0] == "analysis" for module in modules)
+
+
+def test_the_strip_has_every_run_and_its_mean():
+    plan = design(arm("a", 3), arm("none", 2))
+    runs = frame({"control": [1.0, 2.0, 3.0, 6.0], "a": [2.0, 3.0, 4.0]}, plan)
+    (axes,) = explore.strip(runs, plan, plan.metric).axes
+    points = [line.get_xdata().tolist() for line in axes.lines if line.get_linestyle() == "None"]
+    assert points == [[1.0, 2.0, 3.0, 6.0], [2.0, 3.0, 4.0], []]
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() != "None"]
+    assert means == [3.0, 3.0]
+    assert axes.get_xlabel() == "final/val_loss (nats/token)"
+
+
+def test_the_spread_is_that_of_the_seeds():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(3, 6))  # evaluation, seed
+    rows = [
+        ("k", "control", seed, "val/loss", step, 10.0 * step, values[step, seed])
+        for step in range(3)
+        for seed in range(6)
+        if (step, seed) != (1, 0)  # one evaluation was lost: its step has no spread of all seeds
+    ]
+    curves = pd.DataFrame(rows, columns=["run_key", "arm", "seed", "metric", "step", "tokens", "value"])
+    found = explore.spread(curves, "control")
+    assert found["tokens"].tolist() == [0.0, 20.0]
+    assert found["sd"].tolist() == pytest.approx(values[[0, 2]].std(axis=1, ddof=1))
+    sd, low = found.loc[0, ["sd", "sd_low"]]
+    assert stats.chi2.cdf(5 * (sd / low) ** 2, 5) == pytest.approx(0.975)
+    assert found["correlation"].tolist() == pytest.approx([np.corrcoef(values[0], values[2])[0, 1], 1.0])
+    few = explore.spread(curves[curves["seed"] < 2], "control")
+    assert few["sd"].isna().all()
+    left, _ = explore.spread_figure(found, "nats/token").axes
+    assert left.lines[0].get_ydata().tolist() == found["sd"].tolist()
+
+
+def test_without_a_store_it_says_so(tmp_path):
+    with pytest.raises(LookupError, match="no tracking store"):
+        explore.choose(tracking_uri=f"sqlite:///{tmp_path}/none.db")
+
+
+def test_a_cell_that_fails_is_named(tmp_path):
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(broken, tmp_path / "broken.ipynb")
+    with pytest.raises(NotebookError, match=r"broken.ipynb, cell 2: ZeroDivisionError: division by zero"):
+        execute(tmp_path / "broken.ipynb", "x", tracking_uri=f"sqlite:///{tmp_path}/none.db")
+
+
+@pytest.mark.slow
+def test_it_runs_on_this_interpreter_whatever_kernels_there_are(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernels/python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import sys\nsys.executable")])
+    nbformat.write(book, tmp_path / "which.ipynb")
+    done = execute(tmp_path / "which.ipynb", "x", tracking_uri=f"sqlite:///{tmp_path}/none.db")
+    assert done.cells[0].outputs[0].data["text/plain"] == repr(sys.executable)
+
+
+@pytest.mark.slow
+def test_the_notebooks_show_what_the_store_holds(tmp_path):
+    project = write_project(tmp_path)
+    arguments = [
+        sys.executable,
+        "-m",
+        "runners",
+        "run",
+        "experiments/micro_theta.yaml",
+        "--device",
+        "cpu",
+        "--jobs",
+        "1",
+    ]
+    subprocess.run(arguments, cwd=project, check=True, capture_output=True, env=clean_environment())
+    uri = f"sqlite:///{project}/mlflow.db"
+    plan = load_design(EXPERIMENT, uri)
+    control = load_runs(plan, uri).query("arm == 'control'")["final/val_loss"]
+    assert explore.choose(tracking_uri=uri)[0] == plan
+    with pytest.raises(LookupError, match="nosuch"):
+        explore.choose("nosuch", uri)
+    files = export(EXPERIMENT, tmp_path / "out", tracking_uri=uri)
+    assert sorted(files) == ["notebook baseline", "notebook losses", "notebook throughput"]
+    for name, file in files.items():
+        text = file.read_text(encoding="utf-8")
+        assert f"{EXPERIMENT}: 7 valid finished runs" in text
+        assert "<script" not in text
+        assert not re.search(r'(src|href)="(?!data:|#)', text)
+        assert text.count("data:image/png") >= (3 if "losses" in name else 4)
+        assert "Traceback" not in text
+    assert f"{control.mean():.4f}".rstrip("0") in files["notebook losses"].read_text()
+    assert f"{control.std():.4f}".rstrip("0") in files["notebook baseline"].read_text()
+    assert math.isfinite(control.std())

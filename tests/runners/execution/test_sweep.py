@@ -1,0 +1,93 @@
+"""Which finished runs are carried out again on `--fresh`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.stats.eligibility import stands_alone
+from runners.execution.sweep import Slots, made_apart
+from runners.planning.plan import load_plan
+from runners.runs.folder import RunFolder
+
+HOUR = 3600.0
+CARD, CPU = Slots(("cuda:0",), 1), Slots(("cpu",), 1)
+
+
+@pytest.fixture
+def finished(project, monkeypatch):
+    """Marks runs of the plan as finished: the n-th from ``hours[n]`` on, for half an hour."""
+    monkeypatch.chdir(project)
+    plan = load_plan(Path("experiments/micro_theta.yaml"))
+
+    def finish(hours):
+        shutil.rmtree("runs", ignore_errors=True)
+        for run, hour in zip(plan.runs(), hours, strict=False):
+            folder = RunFolder(Path("runs"), run.key)
+            folder.create(run.recipe, run.seed)
+            folder.begin("here", {}, "data")
+            folder.end("FINISHED")
+            status = json.loads((folder.path / "status.json").read_text())
+            status |= {"started": hour * HOUR, "ended": (hour + 0.5) * HOUR}
+            (folder.path / "status.json").write_text(json.dumps(status))
+        return plan
+
+    return finish
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "apart"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6], 100, []),  # all are done, side by side, however long ago
+        ([0, 1, 2], 3, []),
+        ([0, 1, 2], 30, []),  # one of each arm, and one of each to be made: all have company
+        ([0, 30, 31, 32, 33, 34, 35], 36, [0]),  # the control's first, alone
+    ],
+)
+def test_runs_apart_in_time_are_made_again(finished, hours, now, apart):
+    plan = finished(hours)
+    runs = plan.runs()
+    made = made_apart(plan, Path("runs"), CARD, now * HOUR)
+    assert sorted(runs.index(run) for run in made) == apart
+    assert made_apart(plan, Path("runs"), CPU, now * HOUR) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example marks its own runs as done
+@given(hours=st.lists(st.integers(0, 60), max_size=7))
+def test_what_is_made_again_leaves_nothing_alone(finished, hours):
+    """By the verdicts' own rule; and nothing is made again where that rule bars nothing."""
+    now = 61
+    plan = finished(hours)
+    runs = plan.runs()
+    made = made_apart(plan, Path("runs"), CARD, now * HOUR)
+
+    def barred(again):
+        whens = [now if run in again or place >= len(hours) else hours[place] for place, run in enumerate(runs)]
+        stamps = [
+            (run.arm, (pd.Timestamp(when, unit="h"), pd.Timestamp(when + 0.5, unit="h")))
+            for run, when in zip(runs, whens, strict=True)
+        ]
+        times = {arm: [pair for name, pair in stamps if name == arm] for arm in {run.arm for run in runs}}
+        control = times.pop("control")
+        return any(any(stands_alone(a, control)) or any(stands_alone(control, a)) for a in times.values())
+
+    assert not barred(made)
+    assert bool(made) == barred([])
+
+
+def test_what_repeats_its_bits_needs_no_company(finished):
+    plan = finished([0, 30, 31, 32, 33, 34, 35])
+
+    def deterministic(arm):
+        train = arm.recipe.train.model_copy(update={"deterministic": True})
+        return replace(arm, recipe=replace(arm.recipe, train=train))
+
+    arms = tuple(deterministic(arm) for arm in plan.arms)
+    assert made_apart(replace(plan, arms=arms), Path("runs"), CARD, 36 * HOUR) == []

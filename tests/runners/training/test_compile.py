@@ -1,0 +1,225 @@
+"""Compiled code computes what is written: every block, in training and in evaluation; what fails runs as written.
+
+pytest's import hook wraps every forward in checks that cannot be compiled, so the compiling is done in children.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llama_variants import LlamaForCausalLM, build_model
+from runners.planning.bases import load_base
+from runners.planning.recipe import Recipe, TrainConfig
+from runners.runs.folder import RunFolder
+from runners.training import autotune
+from runners.training.autotune import AT_ONCE, find_micro_batch, settle
+from runners.training.compile import compile_model, eager, is_compiled, keep_compiled_in, uncompile_model, wants_compile
+from runners.training.gradients import gradients
+from runners.training.loss import evaluate
+from runners.training.parallel import World
+from tests.llama_variants.models import EVERY_MODEL, TINY, ids
+from tests.runners.children import SEED, Plan, call, finish, new_run, start, wait_for
+
+MODELS = {"control": TINY} | EVERY_MODEL
+BATCH = 4
+
+
+@pytest.fixture
+def recipe(project, monkeypatch) -> Recipe:
+    monkeypatch.chdir(project)
+    return load_base(Path("experiments/base/micro.yaml"))[1]
+
+
+@pytest.fixture
+def config(recipe) -> TrainConfig:
+    return recipe.train.model_copy(update={"seq_len": 16, "tokens_per_step": 16 * BATCH})
+
+
+# In a child
+
+
+def compare_all(config: TrainConfig, file: Path, cache: Path) -> None:
+    """Losses and gradients of every model, compiled and as it is written, in both precisions for the control."""
+    torch.set_num_threads(1)
+    keep_compiled_in(cache)
+    cases = [(name, "float32") for name in MODELS] + [("control", "bfloat16")]
+    record = {}
+    for name, precision in cases:
+        own = config.model_copy(update={"precision": precision})
+        record[f"{name}, {precision}"] = _compared(build_model(MODELS[name], seed=SEED), own)
+    file.write_text(json.dumps(record))
+
+
+def _compared(model: LlamaForCausalLM, config: TrainConfig) -> dict[str, object]:
+    said: list[str] = []
+    batch = ids(TINY, batch=BATCH, time=config.seq_len)
+    windows = ids(TINY, batch=7, time=config.seq_len, seed=1).numpy()  # the last batch is not whole
+    _, compiled = settle(model, batch, config, World(), said.append, compiled=True)
+    loss, grads = _step(model, batch, config)
+    judged = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
+    with eager():
+        stance_loss, _ = _step(model, batch, config)
+    uncompile_model(model)
+    plain_loss, plain_grads = _step(model, batch, config)
+    plain = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
+    furthest = max(
+        float((grads[name] - grad).norm() / grad.norm()) for name, grad in plain_grads.items() if grad.norm() > 1e-12
+    )
+    return {
+        "compiled": compiled,
+        "said": said,
+        "loss": loss - plain_loss,
+        "in the eager stance": stance_loss - plain_loss,
+        "evaluation": judged.loss_nats - plain.loss_nats,
+        "its error": judged.se_nats - plain.se_nats,
+        "gradients": furthest,
+    }
+
+
+def _step(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
+    loss = float(gradients(model, batch, config, World(), 2))  # in two micro-batches
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> dict[str, dict]:
+    from tests.runners.conftest import write_project
+
+    folder = write_project(tmp_path_factory.mktemp("compiled"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train = load_base(Path("experiments/base/micro.yaml"))[1].train
+    config = train.model_copy(update={"seq_len": 16, "tokens_per_step": 16 * BATCH})
+    assert call(compare_all, config, folder / "record.json", folder / "cache") == 0
+    return json.loads((folder / "record.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"{name}, float32" for name in MODELS] + ["control, bfloat16"])
+def test_compiled_is_what_is_written(compared, name):
+    found, exact = compared[name], name.endswith("float32")
+    assert found["compiled"], found["said"]
+    assert found["said"] == []
+    assert found["in the eager stance"] == 0
+    for what in ("loss", "evaluation", "its error"):
+        assert abs(found[what]) < (1e-5 if exact else 1e-2), what
+    assert found["gradients"] < (1e-4 if exact else 0.05)
+    assert name.startswith("init=") or found["loss"] or found["gradients"], "the very same bits: was it compiled?"
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_bit_for_bit_and_as_it_was_begun(project, recipe):
+    """Stopped by a kill and gone on with under `auto`, which alone would not compile on a CPU."""
+    train = recipe.train.model_copy(update={"num_steps": 8})
+    short = replace(recipe, train=train)
+    whole, cut = (new_run(project / folder, short) for folder in ("", "cut"))
+    for folder in ("experiments", "text"):
+        (project / "cut" / folder).symlink_to(project / folder)
+    assert finish(Plan(project, whole.key, 1000.0, compile_mode="on"), 300) == 0
+
+    child = start(Plan(project / "cut", cut.key, step_takes_s=0.2, compile_mode="on"))
+    wait_for(lambda: len(cut.rows()[0]) >= 4, child, timeout_s=300)
+    child.kill()
+    child.join()
+    assert finish(Plan(project / "cut", cut.key, compile_mode="auto"), 300) == 0
+    assert "going on after step" in " ".join(cut.events()[0])
+
+    def losses(run: RunFolder) -> list[float]:
+        return [row["metrics"]["train/loss"] for row in run.rows()[0]]
+
+    assert losses(cut) == losses(whole)
+    assert (cut.final / "model.safetensors").read_bytes() == (whole.final / "model.safetensors").read_bytes()
+    assert [run.rows()[0][-1]["metrics"]["final/compiled"] for run in (cut, whole)] == [1, 1]
+
+
+# Without a compiler
+
+
+class Chatty(nn.Module):
+    """Fine as it is written, but a print cannot stand inside compiled code."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        print(end="")
+        return self.inner(x)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_written(config):
+    model, said = build_model(TINY, seed=SEED), []
+    model.model.layers[1].mlp = Chatty(model.model.layers[1].mlp)
+    batch = ids(TINY, batch=BATCH, time=16)
+    expected = _step(model, batch, config)[0]
+    assert settle(model, batch, config, World(), said.append, compiled=True) == (BATCH, False)
+    assert not is_compiled(model)
+    (line,) = said
+    assert line.startswith("not compiled, and slower: ")
+    assert "\n" not in line
+    assert _step(model, batch, config)[0] == expected
+
+
+@pytest.mark.slow
+def test_another_loss_is_not_believed(config, monkeypatch):
+    """The loss of training is made to lie by twice what is allowed."""
+
+    def lie(model: LlamaForCausalLM) -> None:
+        honest = model.loss_function
+        model.loss_function = lambda *arguments: honest(*arguments) + 2e-4 * torch.is_grad_enabled()
+
+    monkeypatch.setattr(autotune, "compile_model", lie)
+    model, said = build_model(TINY, seed=SEED), []
+    batch = ids(TINY, batch=BATCH, time=16)
+    assert settle(model, batch, config, World(), said.append, compiled=True) == (BATCH, False)
+    assert "in training" in said[0]
+    assert not is_compiled(model)
+
+
+def test_running_out_of_memory_is_no_reason_not_to_compile(config, monkeypatch):
+    def needs(room: int) -> None:
+        def check(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> None:
+            if len(batch) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(autotune, "_check_compiled", check)
+
+    said: list[str] = []
+    needs(room=1)
+    batch = ids(TINY, batch=BATCH, time=16)
+    assert settle(build_model(TINY), batch, config, World(), said.append, compiled=True, micro_batch=9) == (1, True)
+    assert said[0] == "out of memory with 4 windows at a time; going on with 2"
+    needs(room=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        settle(build_model(TINY), batch, config, World(), print, compiled=True, micro_batch=1)
+
+
+def test_compiling_is_for_cards_unless_asked_for():
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    wanted = [wants_compile(mode, device) for device in (cpu, card) for mode in ("auto", "on", "off")]
+    assert wanted == [False, True, False, True, True, False]
+
+
+def test_compiling_and_back_leaves_the_model_as_it_was(config):
+    model = build_model(TINY, seed=SEED)
+    names, expected = list(model.state_dict()), _step(model, ids(TINY, time=16), config)[0]
+    compile_model(model)
+    assert is_compiled(model)
+    assert list(model.state_dict()) == names
+    uncompile_model(model)
+    assert not is_compiled(model)
+    assert _step(model, ids(TINY, time=16), config)[0] == expected
+
+
+def test_no_more_tokens_at_a_time_than_help(config):
+    """On a processor what takes too much memory is killed, and cannot be tried again with less."""
+    model, long = build_model(TINY), AT_ONCE["cpu"] // 4
+    assert find_micro_batch(model, torch.zeros(8, 16, dtype=torch.long), config, 1, print) == 8
+    assert find_micro_batch(model, torch.zeros(8, long, dtype=torch.long), config, 1, print) == 4
+    assert find_micro_batch(model, torch.zeros(2, 5 * long, dtype=torch.long), config, 1, print) == 1

@@ -1,0 +1,121 @@
+"""Any split of a batch gives the whole batch's gradients; and what does not fit into memory is split."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_variants import build_model
+from runners.planning.bases import load_base
+from runners.training import memory
+from runners.training.gradients import gradients
+from runners.training.parallel import World
+from tests.llama_variants.models import TINY
+from tests.runners.children import Plan, finish, new_run
+from tests.runners.training.test_optim import RECIPE
+
+ALONE = World()
+ROWS, TIME = 6, 9
+CONFIG = RECIPE.model_copy(update={"seq_len": TIME, "tokens_per_step": ROWS * TIME})
+BATCH = torch.randint(TINY.vocab_size, (ROWS, TIME), generator=torch.Generator().manual_seed(3))
+
+
+def whole() -> tuple[torch.nn.Module, torch.Tensor]:
+    """A float64 model with the gradients of transformers' own loss over the whole batch."""
+    model = build_model(TINY, seed=1, dtype=torch.float64)
+    loss = model(BATCH, labels=BATCH).loss
+    loss.backward()
+    return model, loss.detach()
+
+
+@given(micro_batch=st.integers(1, ROWS + 2))
+def test_any_micro_batch_gives_the_same_gradients(micro_batch):
+    model, expected = whole()
+    other = build_model(TINY, seed=1, dtype=torch.float64)
+    for _ in range(2):  # nothing is left over from an earlier attempt
+        loss = gradients(other, BATCH, CONFIG, ALONE, micro_batch)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the loss itself is computed in float32
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-9, msg=name)
+
+
+def test_an_uneven_last_micro_batch_counts_by_its_tokens():
+    """Means of means would weigh the last row of six as much as the five before it."""
+    model, expected = whole()
+    assert gradients(model, BATCH, CONFIG, ALONE, 5).item() == pytest.approx(expected.item(), rel=1e-6)
+    means = [model(part, labels=part).loss.item() for part in BATCH.split(5)]
+    assert sum(means) / 2 != pytest.approx(expected.item(), rel=1e-4)
+
+
+@given(count=st.integers(1, 300), fits=st.integers(1, 300))
+def test_halves_until_it_fits(count, fits):
+    tried, said = [], []
+
+    def attempt(size: int) -> str:
+        tried.append(size)
+        if size > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert memory.largest_that_fits(count, attempt, said.append) == (tried[-1], "done")
+    assert tried[0] == count
+    assert tried[-1] <= fits
+    assert all(b == (a + 1) // 2 for a, b in itertools.pairwise(tried))
+    assert len(said) == len(tried) - 1
+
+
+def test_gives_up_at_one_and_on_other_errors():
+    def too_much(size: int) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.largest_that_fits(4, too_much, lambda text: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.largest_that_fits(4, too_much, pytest.fail, retry=False)
+    with pytest.raises(RuntimeError, match="shapes"):
+        memory.largest_that_fits(4, lambda size: (_ for _ in ()).throw(RuntimeError("shapes")), pytest.fail)
+
+
+def losses(run) -> list[float]:
+    return [row["metrics"]["train/loss"] for row in run.rows()[0]]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="limits the address space")
+@pytest.mark.parametrize("from_step", [pytest.param(0, marks=pytest.mark.slow), 5])
+def test_a_real_shortage_of_memory_changes_no_loss(project, monkeypatch, from_step):
+    """The process may take 60 MB more, from the start or from its sixth step on; whole batches take some 150."""
+    monkeypatch.chdir(project)
+    recipe = load_base(Path("experiments/base/micro.yaml"))[1]
+    train = recipe.train.model_copy(update={"tokens_per_step": 32 * 512, "num_steps": 8, "warmup_steps": 2})
+    recipe = replace(recipe, train=train)
+    run = new_run(project, recipe)
+    assert finish(Plan(project, run.key, 1000, 512)) == 0
+    assert not [line for line in run.events()[0] if "out of memory" in line]
+    plenty = losses(run)
+    run.forget()
+    plan = Plan(project, run.key, 1000, 512, memory_bytes=60_000_000, memory_from_step=from_step)
+    assert finish(plan) == 0, run.status
+    events = [line for line in run.events()[0] if "out of memory" in line]
+    assert events[0] == "out of memory with 512 windows at a time; going on with 256"
+    assert losses(run) == pytest.approx(plenty, abs=2e-5)
+    assert losses(run)[:from_step] == plenty[:from_step]
+
+
+def test_an_explicit_micro_batch_is_taken(project, monkeypatch):
+    monkeypatch.chdir(project)
+    recipe = load_base(Path("experiments/base/micro.yaml"))[1]
+    run = new_run(project, recipe)
+    assert finish(Plan(project, run.key)) == 0
+    plain = losses(run)
+    run.forget()
+    assert finish(Plan(project, run.key, micro_batch=3)) == 0
+    assert losses(run) == pytest.approx(plain, abs=2e-5)
+    assert losses(run) != plain

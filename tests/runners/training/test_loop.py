@@ -1,0 +1,179 @@
+"""The loop and the evaluation against plain PyTorch around transformers' own Llama."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llama_variants import LlamaMLP, build_model
+from runners.data import prepare
+from runners.execution.one_run import Options, execute
+from runners.planning.bases import load_base
+from runners.planning.recipe import EvalConfig, Recipe
+from runners.runs.checkpoint import Checkpoints
+from runners.runs.folder import RunFolder
+from runners.runs.signals import Stopped, StopRequest
+from runners.training import loop
+from runners.training.determinism import make_deterministic
+from runners.training.loss import evaluate
+from tests.llama_variants.test_model import stock
+from tests.runners.children import new_run
+
+SEED = 5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recipe(project, monkeypatch) -> Recipe:
+    monkeypatch.chdir(project)
+    return load_base(Path("experiments/base/micro.yaml"))[1]
+
+
+def trained(recipe: Recipe, folder: str = "run") -> list[dict]:
+    """What a run logs, by step."""
+    run = RunFolder(Path("runs"), folder)
+    run.create(recipe, SEED)
+    run.begin("here", {}, "")
+    with Checkpoints(run, 1000, run.say) as checkpoints:
+        loop.train(recipe, SEED, prepare(recipe.data, Path("cache")), run, checkpoints, CPU)
+    return run.rows()[0]
+
+
+def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
+    """Same initial values and batches; the schedule, the clipping and the decay groups written out once more."""
+    corpus, config = prepare(recipe.data, Path("cache")), recipe.train
+    model = stock(recipe.model).train()
+    model.load_state_dict(build_model(recipe.model, seed=SEED).state_dict())
+    decayed = [p for name, p in model.named_parameters() if "norm" not in name]
+    plain = [p for name, p in model.named_parameters() if "norm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    rates = [1e-2 * min(1, (i + 1) / 3, (30 - i) / 6) for i in range(30)]
+    expected = []
+    for step, rate in enumerate(rates):
+        batch = torch.from_numpy(corpus.train.batch(step, seed=SEED, batch_size=4, seq_len=32))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model(batch, labels=batch).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append((loss.item(), norm.item()))
+    assert config.num_steps == len(expected)
+    rows = [row["metrics"] for row in trained(recipe)]
+    assert [row["train/lr"] for row in rows] == pytest.approx(rates)
+    assert [row["train/loss"] for row in rows] == pytest.approx([loss for loss, _ in expected], abs=1e-4)
+    assert [row["train/grad_norm"] for row in rows] == pytest.approx([norm for _, norm in expected], rel=1e-2)
+
+    windows = corpus.validation.windows(recipe.eval.num_windows, config.seq_len)
+    result = evaluate(model, windows, batch_size=3, precision="float32")
+    assert rows[-1]["final/val_loss"] == pytest.approx(result.loss_nats, abs=1e-4)
+    assert rows[-1]["final/train_loss"] == pytest.approx(sum(loss for loss, _ in expected[-3:]) / 3, abs=1e-4)
+
+
+def test_evaluates_at_the_declared_steps_however_seldom_it_logs(recipe, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_POINTS", 3)
+    seldom = trained(replace(recipe, eval=EvalConfig(every_steps=7, num_windows=8)), "seldom")
+    assert [row["step"] for row in seldom] == [1, 7, 10, 14, 20, 21, 28, 30]
+    assert [row["step"] for row in seldom if "val/loss" in row["metrics"]] == [7, 14, 21, 28, 30]
+    often = trained(replace(recipe, eval=EvalConfig(every_steps=1, num_windows=8)), "often")
+    losses = {row["step"]: row["metrics"]["train/loss"] for row in often}
+    assert all(losses[row["step"]] == row["metrics"]["train/loss"] for row in seldom)
+
+
+def test_evaluation_is_the_mean_over_windows_in_any_batches(recipe):
+    windows = prepare(recipe.data, Path("cache")).validation.windows(8, 32)
+    model = build_model(recipe.model, seed=SEED)
+    with torch.no_grad():
+        logits = model.double()(torch.from_numpy(windows)).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), torch.from_numpy(windows[:, 1:]), reduction="none").mean(1)
+    model.float()
+    for batch_size in (1, 3, 8):
+        result = evaluate(model, windows, batch_size=batch_size, precision="float32")
+        assert result.loss_nats == pytest.approx(losses.mean().item(), abs=1e-5)
+        assert result.se_nats == pytest.approx(losses.std().item() / math.sqrt(8), rel=1e-4)
+    assert model.training
+
+
+def test_dropout_is_a_function_of_the_step(recipe, monkeypatch):
+    """A block with random numbers of its own: equal bits whatever ran before, and after a resume."""
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: F.dropout(forward(self, x), 0.3, self.training))
+    straight = trained(recipe, "straight")
+    stop = StopRequest()
+    lr_at = loop.lr_at
+
+    def stopping(step, config):
+        if step == 10:
+            stop.signum = 15
+        return lr_at(step, config)
+
+    run = RunFolder(Path("runs"), "stopped")
+    run.create(recipe, SEED)
+    run.begin("here", {}, "")
+    corpus = prepare(recipe.data, Path("cache"))
+    with Checkpoints(run, 1000, run.say) as checkpoints:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(loop, "lr_at", stopping)
+            loop.train(recipe, SEED, corpus, run, checkpoints, CPU, stop=stop)
+        checkpoint = checkpoints.newest()
+        assert checkpoint.state["step"] == 11
+        torch.rand(100)
+        run.begin("here", {}, "", checkpoint.state["log_bytes"])
+        loop.train(recipe, SEED, corpus, run, checkpoints, CPU, checkpoint=checkpoint)
+    assert losses(run.rows()[0]) == losses(straight)
+
+    monkeypatch.setattr(loop, "seed_step", lambda *a: None)  # without, they would differ
+    assert losses(trained(recipe, "unseeded")) != losses(straight)
+
+
+def losses(rows: list[dict]) -> list[float]:
+    return [row["metrics"]["train/loss"] for row in rows]
+
+
+def test_deterministic_says_what_it_costs_and_changes_no_cpu_loss(recipe):
+    try:
+        fixed = replace(recipe, train=recipe.train.model_copy(update={"deterministic": True}))
+        rows = trained(fixed, "fixed")
+        assert torch.are_deterministic_algorithms_enabled()
+        (said,) = (line for line in RunFolder(Path("runs"), "fixed").events()[0] if line.startswith("determ"))
+        price = re.fullmatch(r"deterministic: (\d+\.\d\d) times the time of a step without .*", said)
+        assert price
+        assert 0.2 < float(price[1]) < 5
+        assert losses(rows) == losses(trained(recipe, "free"))
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        make_deterministic(False)
+
+
+def test_final_weights_load_in_plain_transformers_and_are_those_that_were_judged(recipe, project):
+    run = new_run(project, recipe)
+    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    rows = run.rows()[0]
+    model = AutoModelForCausalLM.from_pretrained(run.final)
+    assert type(model).__module__.startswith("transformers.")
+    corpus = prepare(recipe.data, Path("cache"))
+    windows = corpus.validation.windows(8, 32)
+    ids = torch.from_numpy(windows)
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss.item() == pytest.approx(rows[-1]["metrics"]["final/val_loss"], abs=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(run.final)
+    text = "alpha beta"
+    assert tokenizer(text)["input_ids"] == Tokenizer.from_file(str(corpus.folder / "tokenizer.json")).encode(text).ids
+    assert tokenizer.eos_token_id == corpus.manifest["end_id"]
+
+
+def test_epochs_and_tokens_count_alike(recipe):
+    last = trained(recipe)[-1]["metrics"]
+    corpus = prepare(recipe.data, Path("cache"))
+    assert last["tokens"] == 30 * 128
+    assert last["epochs"] == pytest.approx(30 * 4 / corpus.train.num_windows(32))
