@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import PositiveInt, SerializeAsAny
 
 from llama_variants import stock
-from llama_variants.errors import ConfigError, Path, Problem, StrictModel, check, closest, one_of, show
-from llama_variants.registry import FAMILIES, LAYERED, BlockConfig, Cost
+from llama_variants.errors import ConfigError, Path, Problem, StrictModel, check, one_of, show
+from llama_variants.registry import FAMILIES, LAYERED, BlockConfig, Cost, keep
+from llama_variants.types import bearing
 
 PRESETS: dict[str, dict[str, Any]] = {
     # As pre-trained (context 2048, theta 10,000); the released checkpoint says 8192 and 100,000.
@@ -147,11 +148,18 @@ class ModelConfig(StrictModel):
 
         Blocks of two names that happen to compute the same (``mha``, and ``gqa`` at one query a head) stay two.
         """
-        plain = self._dump(lambda block: block.resolved(self))
+        return self._absolute(lambda block, model: block.resolved(model))
+
+    def identity(self) -> dict[str, Any]:
+        """What of :meth:`resolved` is part of a run's identity."""
+        return bearing(self, self._absolute(lambda block, model: bearing(block, block.resolved(model))))
+
+    def _absolute(self, dump: Callable[[BlockConfig, ModelConfig], dict[str, Any]]) -> dict[str, Any]:
+        plain = self._dump(lambda block: dump(block, self))
         deltas: list[tuple[dict[str, Any], list[int]]] = []  # each with its layers, in the order of their first
         for index in range(self.num_hidden_layers) if self.layers else ():
             config = self.layer(index)
-            blocks = {family: getattr(config, family).resolved(config) for family in LAYERED}
+            blocks = {family: dump(getattr(config, family), config) for family in LAYERED}
             delta = {family: block for family, block in blocks.items() if block != plain[family]}
             same = next((layers for other, layers in deltas if other == delta), None)
             if delta and same is None:
@@ -165,11 +173,15 @@ class ModelConfig(StrictModel):
         return {name: dump(value) if name in FAMILIES else value for name, value in fields.items()}
 
     @property
+    def used(self) -> list[tuple[str, str]]:
+        """Family and type of each block in use, by name."""
+        configs = [self, *(self.layer(i) for i in range(self.num_hidden_layers) if self.layers)]
+        return sorted({(family, getattr(config, family).type) for config in configs for family in FAMILIES})
+
+    @property
     def semantics(self) -> dict[str, str]:
         """Version of what each block in use computes; part of a run's identity."""
-        configs = [self, *(self.layer(i) for i in range(self.num_hidden_layers) if self.layers)]
-        used = {(family, getattr(config, family).type) for config in configs for family in FAMILIES}
-        return {f"{family}.{name}": FAMILIES[family].version(name) for family, name in sorted(used)}
+        return {f"{family}.{name}": FAMILIES[family].version(name) for family, name in self.used}
 
     @property
     def attention_head_dim(self) -> int:
@@ -269,7 +281,7 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
     parts: dict[str, Any] = {name: getattr(base, name) for name in ModelConfig.model_fields} if base else {}
     for name, value in data.items():
         if name in FAMILIES:
-            block, found = _read_block(name, value, parts.get(name))
+            block, found = FAMILIES[name].read(value, parts.get(name))
             problems += [problem.under((name,)) for problem in found]
             if block is not None:
                 parts[name] = block
@@ -320,18 +332,11 @@ def _merge_layers(
             if isinstance(block := delta.get(family), Mapping) and family in before:
                 name = block.get("type", before[family].get("type", getattr(whole.get(family), "type", None)))
                 cls = FAMILIES[family].config_class(name) if name in FAMILIES[family] else None
-                before[family] = {**(_kept(before[family], block, cls) if cls else {}), **block}
+                before[family] = {**(keep(before[family], block, cls) if cls else {}), **block}
             elif family in delta:
                 before[family] = copy.deepcopy(block)
         merged[selection] = before
     return merged, problems
-
-
-def _kept(written: Mapping[str, Any], fields: Mapping[str, Any], cls: type[BlockConfig]) -> dict[str, Any]:
-    """What stays of a block's ``written`` fields where ``fields`` are set: those that ``cls`` has, and one way each."""
-    superseded = {other for group in cls.alternatives for other in group if group & fields.keys()}
-    known = {*cls.model_fields, "type"}
-    return {key: value for key, value in written.items() if key in known and key not in superseded}
 
 
 def _layer_problems(config: ModelConfig) -> Iterator[Problem]:
@@ -353,32 +358,6 @@ def _layer_problems(config: ModelConfig) -> Iterator[Problem]:
                 seen.add(chain[:end])
                 yield from (problem.under((selection,)) for problem in problems)
             layer = merged or layer
-
-
-def _read_block(family: str, value: Any, base: BlockConfig | None) -> tuple[BlockConfig | None, list[Problem]]:
-    """One block's Config from its mapping, over the base's block."""
-    if isinstance(value, BlockConfig):
-        return value, []
-    if not isinstance(value, Mapping):
-        return None, [Problem((), show(value), "a mapping with `type` and the block's fields")]
-    registry, fields = FAMILIES[family], dict(value)
-    name = fields.pop("type", base.type if base else None)
-    problems: list[Problem] = []
-    if name is None:
-        return None, [Problem(("type",), "nothing", one_of("", registry.names))]
-    if name not in registry.names:
-        problems.append(Problem(("type",), show(name), one_of(str(name), registry.names)))
-        name = closest(str(name), registry.names)
-        if name is None:  # whose fields these are cannot be guessed
-            return None, problems
-    cls = registry.config_class(name)
-    written = base.model_dump(exclude_none=True) if base else {}
-    shared = {key: value for key, value in written.items() if key in cls.model_fields}
-    kept = _kept(shared, fields, cls)
-    block, found = check(cls, kept | fields, fallback=shared)
-    if kept != shared and any(problem.path[0] in fields for problem in found):
-        block = base  # its other way of writing the field was dropped for one that is wrong
-    return block, problems + found
 
 
 def flatten(tree: Mapping[str, Any], prefix: Path = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A registry per family of blocks, and what a block's Config has to say of itself.
+"""A registry per family of components, and what a component's Config has to say of itself.
 
 A block is one class with its own frozen ``Config`` beside it, entered under a name by a visible decorator::
 
@@ -14,20 +14,21 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
-from llama_variants.errors import ConfigError, Problem, StrictModel, one_of, show
+from llama_variants.errors import ConfigError, Problem, StrictModel, check, closest, one_of, show
+from llama_variants.meaning import class_meaning
+from llama_variants.types import bearing
 
 if TYPE_CHECKING:
     from llama_variants.config import ModelConfig
 
 T = TypeVar("T")
+OURS = ("llama_variants", "runners")  # packages whose components raise `semantics`; others are plugins
 
 
 @dataclass(frozen=True)
@@ -58,29 +59,37 @@ class Cost:
         return cls(params=size_in * size_out, matmul_flops=2 * size_in * size_out)
 
 
-class BlockConfig(StrictModel):
-    """The fields of one block. Subclasses declare them and answer for their cost."""
+class ComponentConfig(StrictModel):
+    """The fields of one registered component: a block, or a part of a recipe."""
 
     type: ClassVar[str]
     """The registered name, set by the registry."""
 
     semantics: ClassVar[int] = 1
-    """Raised whenever the block computes something else from the same fields: old runs then no longer count."""
+    """Raised whenever the component computes something else from the same fields: old runs then no longer count."""
 
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
     """Groups of fields that say the same thing in different ways; exactly one of each is set."""
 
-    example: ClassVar[Mapping[str, Any]] = {}
-    """Fields to try the block with in the control's place, where it demands some that the control lacks: the tests
-    build it so, and the table of blocks shows it so."""
-
     def __repr_name__(self) -> str:
-        """The block's name, where a configuration is printed."""
+        """The component's name, where a configuration is printed."""
         return getattr(self, "type", type(self).__name__)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as written, with ``type`` first."""
-        return {"type": self.type, **self.model_dump(exclude_none=True)}
+        return {"type": self.type, **self.model_dump(mode="json", exclude_none=True)}
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that bear on a result."""
+        return bearing(self, self.to_dict())
+
+
+class BlockConfig(ComponentConfig):
+    """The fields of one block of the model. Subclasses declare them and answer for their cost."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Fields to try the block with in the control's place, where it demands some that the control lacks: the tests
+    build it so, and the table of blocks shows it so."""
 
     def resolved(self, model: ModelConfig) -> dict[str, Any]:
         """The fields in absolute form, for comparing: equal for any two ways of writing the same fields.
@@ -122,15 +131,22 @@ def residual_output(projection: nn.Linear) -> nn.Linear:
 
 
 class Registry(Generic[T]):
-    """Names of one family of blocks. ``base`` is what a member must derive from."""
+    """Names of one family of components.
 
-    def __init__(self, family: str, base: type[T]) -> None:
+    Args:
+        family: its name, as a YAML has it.
+        base: what a member must derive from.
+        config: what a member's Config must derive from.
+    """
+
+    def __init__(self, family: str, base: type[T], config: type[ComponentConfig] = BlockConfig) -> None:
         self.family = family
         self.base = base
+        self.config = config
         self._entries: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator that enters a block under ``name``.
+        """Class decorator that enters a component under ``name``.
 
         Raises TypeError for a class of the wrong base or without a Config of its own, and ValueError for a name
         that is taken (both places are named) or that is not lower-case letters, digits and underscores.
@@ -143,11 +159,11 @@ class Registry(Generic[T]):
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
                 raise TypeError(f"{_place(cls)}: {what} must derive from {self.base.__name__}")
             config = vars(cls).get("Config")
-            if not (isinstance(config, type) and issubclass(config, BlockConfig)):
-                raise TypeError(f"{_place(cls)}: {what} needs a Config(BlockConfig) of its own")
+            if not (isinstance(config, type) and issubclass(config, self.config)):
+                raise TypeError(f"{_place(cls)}: {what} needs a Config({self.config.__name__}) of its own")
             if "type" in vars(config):
                 raise TypeError(f"{_place(cls)}: {what} needs a Config of its own; this is the one of {config.type!r}")
-            if config.cost is BlockConfig.cost:
+            if issubclass(config, BlockConfig) and config.cost is BlockConfig.cost:
                 raise TypeError(f"{_place(cls)}: {what} needs a cost() in its Config, or FreeConfig for one without")
             if name in self._entries:
                 raise ValueError(f"{what} is registered twice: {_place(self._entries[name])} and {_place(cls)}")
@@ -162,16 +178,48 @@ class Registry(Generic[T]):
         """Registered names in the order of registration."""
         return list(self._entries)
 
-    def config_class(self, name: str) -> type[BlockConfig]:
-        """The Config of the block called ``name``. Raises ConfigError with the nearest valid name."""
+    def config_class(self, name: str) -> type[Any]:
+        """The Config of the component called ``name``. Raises ConfigError with the nearest valid name."""
         return self[name].Config  # type: ignore[attr-defined]
 
     def version(self, name: str) -> str:
-        """What a run's identity says of a block: its ``semantics``, and for a plugin's block a digest of its source.
+        """What a run's identity says of a component: its ``semantics``, and for a plugin's a digest of its source.
 
-        A block of ours that comes to compute something else raises ``semantics``; of a plugin nobody can demand that.
+        One of ours that comes to compute something else raises ``semantics``; of a plugin nobody can demand that.
         """
-        return "-".join(filter(None, (str(self.config_class(name).semantics), _digest(self._entries[name]))))
+        cls = self[name]
+        ours = cls.__module__.partition(".")[0] in OURS
+        meaning = "" if ours else hashlib.sha256(repr(sorted(class_meaning(cls).items())).encode()).hexdigest()[:16]
+        return "-".join(filter(None, (str(self.config_class(name).semantics), meaning)))
+
+    def read(self, value: Any, base: ComponentConfig | None = None) -> tuple[Any, list[Problem]]:
+        """A component's Config from its mapping, over that of ``base``, where one can be had, and every problem found.
+
+        Switching ``type`` keeps the fields that the new type declares too and drops the rest; setting one of several
+        ways to write a field drops the other.
+        """
+        if isinstance(value, ComponentConfig):
+            return value, []
+        if not isinstance(value, Mapping):
+            return None, [Problem((), show(value), f"a mapping with `type` and the fields of the {self.family}")]
+        fields = dict(value)
+        name = fields.pop("type", base.type if base else None)
+        problems: list[Problem] = []
+        if name is None:
+            return None, [Problem(("type",), "nothing", one_of("", self.names))]
+        if name not in self.names:
+            problems.append(Problem(("type",), show(name), one_of(str(name), self.names)))
+            name = closest(str(name), self.names)
+            if name is None:  # whose fields these are cannot be guessed
+                return None, problems
+        cls = self.config_class(name)
+        written = base.model_dump(exclude_none=True) if base else {}
+        shared = {key: value for key, value in written.items() if key in cls.model_fields}
+        kept = keep(shared, fields, cls)
+        config, found = check(cls, kept | fields, fallback=shared)
+        if kept != shared and any(problem.path[0] in fields for problem in found):
+            config = base  # its other way of writing the field was dropped for one that is wrong
+        return config, problems + found
 
     def forget(self, module: str) -> None:
         """Take out what ``module`` has registered, because importing it failed halfway."""
@@ -194,27 +242,11 @@ def _place(cls: Any) -> str:
         return f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
 
 
-def _digest(cls: Any) -> str:
-    """Of a plugin's source: its package, or its file and the modules that were imported from beside it.
-
-    Empty for this package's own blocks, which carry ``semantics``.
-    """
-    package = cls.__module__.partition(".")[0]
-    if package == __name__.partition(".")[0]:
-        return ""
-    files = {name: Path(file) for name, module in [*sys.modules.items()] if (file := getattr(module, "__file__", None))}
-    home = files[cls.__module__].parent if cls.__module__ in files else None
-    beside = home is not None and "site-packages" not in home.parts
-    chosen = {
-        name: file
-        for name, file in files.items()
-        if name == package or name.startswith(f"{package}.") or (beside and file.parent == home)
-    }
-    digest = hashlib.sha256()
-    for name, file in sorted(chosen.items()):
-        if file.is_file():
-            digest.update(name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+def keep(written: Mapping[str, Any], fields: Mapping[str, Any], cls: type[ComponentConfig]) -> dict[str, Any]:
+    """What stays of a component's ``written`` fields where ``fields`` are set: those ``cls`` has, and one way each."""
+    superseded = {other for group in cls.alternatives for other in group if group & fields.keys()}
+    known = {*cls.model_fields, "type"}
+    return {key: value for key, value in written.items() if key in known and key not in superseded}
 
 
 # Any: each family asks more of its members than their base class says, which the tests see to.

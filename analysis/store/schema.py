@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 Role = Literal["control", "check", "variant", "budget"]
 """control: the base itself. check: a control row that shows whether the harness works (the control against
@@ -22,38 +22,53 @@ Expectation = Literal["same", "worse", "better"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One logged key."""
+    """One logged key: its unit, and what it is."""
 
-    key: str
     unit: str
     meaning: str
 
 
+Metrics = TypedDict(
+    "Metrics",
+    {
+        "tokens": Annotated[float, "tokens", "training tokens so far; an x axis that does not depend on the batch"],
+        "epochs": Annotated[float, "1", "passes over the training windows so far"],
+        "train/loss": Annotated[float, "nats/token", "training cross-entropy of the step's whole batch"],
+        "train/grad_norm": Annotated[float, "1", "global gradient norm before clipping"],
+        "train/lr": Annotated[float, "1", "learning rate of the step"],
+        "train/loss_spikes": Annotated[float, "1", "losses so far that lay 6 sigma or more above the 128 before them"],
+        "throughput/tokens_per_s": Annotated[float, "tokens/s", "training tokens over the time since the last log"],
+        "throughput/step_time_s": Annotated[float, "s", "mean time of a step since the last log, without evaluation"],
+        "memory/micro_batch": Annotated[float, "windows", "windows that went through the model at a time"],
+        "memory/peak_bytes": Annotated[float, "bytes", "peak memory: allocated on a GPU, resident on a CPU"],
+        "val/loss": Annotated[float, "nats/token", "cross-entropy on the fixed validation windows"],
+        "val/bits_per_byte": Annotated[float, "bits/byte", "the same per byte of text, comparable across tokenizers"],
+        "val/loss_se": Annotated[float, "nats/token", "standard error of val/loss over validation windows"],
+        "val/loss_by_domain/*": Annotated[float, "nats/token", "val/loss of the windows that begin in a domain"],
+        "final/val_loss": Annotated[float, "nats/token", "val/loss after the last step: what verdicts are about"],
+        "final/val_bits_per_byte": Annotated[float, "bits/byte", "val/bits_per_byte after the last step"],
+        "final/val_loss_se": Annotated[float, "nats/token", "standard error of final/val_loss over validation windows"],
+        "final/val_loss_by_domain/*": Annotated[float, "nats/token", "val/loss_by_domain after the last step"],
+        "final/train_loss": Annotated[float, "nats/token", "mean training loss of the last tenth of the steps"],
+        "final/tokens_per_s": Annotated[float, "tokens/s", "median training throughput of the run"],
+        "final/compiled": Annotated[float, "0 or 1", "whether the model was compiled"],
+        "final/peak_memory_bytes": Annotated[float, "bytes", "peak memory of the run"],
+        "final/wall_time_s": Annotated[float, "s", "start of the run to its end, evaluation included"],
+    },
+    total=False,
+)
+"""What the training loop and this project's probes log. A key that ends in ``*`` stands for one a name."""
+
 METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric("tokens", "tokens", "training tokens seen so far; an x axis that does not depend on the batch"),
-        Metric("epochs", "1", "passes over the training windows so far"),
-        Metric("train/loss", "nats/token", "training cross-entropy of the step's whole batch"),
-        Metric("train/grad_norm", "1", "global gradient norm before clipping"),
-        Metric("train/lr", "1", "learning rate of the step"),
-        Metric("train/loss_spikes", "1", "losses so far that lay 6 sigma or more above the 128 steps before them"),
-        Metric("throughput/tokens_per_s", "tokens/s", "training tokens over the time since the last log"),
-        Metric("throughput/step_time_s", "s", "mean time of a step since the last log, evaluation left out"),
-        Metric("memory/micro_batch", "windows", "windows that went through the model at a time"),
-        Metric("memory/peak_bytes", "bytes", "peak memory: allocated on the accelerator, resident on a CPU"),
-        Metric("val/loss", "nats/token", "cross-entropy on the fixed validation windows"),
-        Metric("val/bits_per_byte", "bits/byte", "the same per byte of text, comparable across tokenizers"),
-        Metric("final/val_loss", "nats/token", "val/loss after the last step: what verdicts are about"),
-        Metric("final/val_bits_per_byte", "bits/byte", "val/bits_per_byte after the last step"),
-        Metric("final/val_loss_se", "nats/token", "standard error of final/val_loss over validation windows"),
-        Metric("final/train_loss", "nats/token", "mean training loss of the last tenth of the steps"),
-        Metric("final/tokens_per_s", "tokens/s", "median training throughput of the run"),
-        Metric("final/compiled", "0 or 1", "whether the model was compiled"),
-        Metric("final/peak_memory_bytes", "bytes", "peak memory of the run"),
-        Metric("final/wall_time_s", "s", "start of the run to its end, evaluation included"),
-    )
+    key: Metric(*hint.__metadata__) for key, hint in get_type_hints(Metrics, include_extras=True).items()
 }
+
+
+def undeclared(keys: Iterable[str], declared: Mapping[str, Metric] = METRICS) -> list[str]:
+    """Those of ``keys`` that no entry of ``declared`` stands for."""
+    beginnings = tuple(key.removesuffix("*") for key in declared if key.endswith("*"))
+    return [key for key in keys if key not in declared and not (beginnings and key.startswith(beginnings))]
+
 
 # Run tags. A run of the store is one (experiment, arm, seed); `run_key` names the run folder that it mirrors.
 TAG_RUN_KEY = "ablation.run_key"

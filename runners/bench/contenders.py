@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from llama_variants import build_model
+from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe
 from runners.training import memory
 from runners.training.compile import attention_kernels, compile_model
 from runners.training.determinism import autocast
-from runners.training.gradients import gradients
-from runners.training.optim import build_optimizer, update
+from runners.training.gradients import gradients, update
+from runners.training.optimizers.adamw import AdamW
 from runners.training.parallel import World
 
 Step = Callable[[Tensor], Tensor]
@@ -50,7 +51,8 @@ def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool 
     model = build_model(recipe.model, seed=0, device=device).train()
     if compiled:
         compile_model(model)
-    optimizer = build_optimizer(model, recipe.train)
+    optimizer = OPTIMIZER[recipe.train.optimizer.type](recipe.train.optimizer, model)
+    optimizer.set_lr(recipe.train.lr)
     not_finite, parameters = torch.zeros((), device=device), list(model.parameters())
 
     def step(batch: Tensor) -> Tensor:
@@ -151,13 +153,14 @@ def _torchtitan(recipe: Recipe, device: torch.device, micro_batch: int) -> tuple
 
 def _plain(model: nn.Module, loss_of: Step, recipe: Recipe, micro_batch: int) -> Step:
     """The training step that a user of the peers writes, or has from a trainer."""
-    config = recipe.train
+    config, settings = recipe.train, recipe.train.optimizer
+    assert isinstance(settings, AdamW.Config), "the peers are measured with AdamW"
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
         fused=True,
     )
 

@@ -16,10 +16,10 @@ from runners.bench.measure import in_turn, rate, ratio, seconds_per_call
 from runners.data import Corpus
 from runners.execution.local import LocalLauncher
 from runners.execution.one_run import Options
+from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe, run_key
 from runners.runs.checkpoint import Checkpoints
 from runners.runs.folder import RunFolder
-from runners.training.optim import build_optimizer
 
 
 def paths(
@@ -38,7 +38,7 @@ def paths(
     data = rate(seconds, config.tokens_per_step)
     say(f"data: {data['tokens_per_s']:,.0f} tokens/s")
     model = build_model(recipe.model, seed=0, device=device)
-    optimizer = build_optimizer(model, config)
+    optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -76,9 +76,8 @@ def side_by_side(
     recipe: Recipe, cache: Path, folder: Path, cores: int, num_steps: int, rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Runs per hour: one to a core, against one after another with all cores; whole runs, processes' start included."""
-    short = replace(
-        recipe, train=recipe.train.model_copy(update={"num_steps": num_steps, "warmup_steps": num_steps // 10})
-    )
+    schedule = recipe.train.schedule.model_copy(update={"warmup_steps": num_steps // 10})
+    short = replace(recipe, train=recipe.train.model_copy(update={"num_steps": num_steps, "schedule": schedule}))
     layouts = {"one to a core": (cores, 1), "one after another": (1, cores)}
     rates: dict[str, list[float]] = {name: [] for name in layouts}
     for i in range(rounds):

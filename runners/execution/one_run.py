@@ -7,7 +7,7 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from filelock import Timeout
 
 from llama_variants import LlamaForCausalLM
 from runners.data import Corpus, DataError, prepare
+from runners.execution.journal import Journal
 from runners.planning.recipe import run_key
 from runners.runs.checkpoint import CheckpointError, Checkpoints
 from runners.runs.environment import environment, uncommitted
@@ -24,12 +25,12 @@ from runners.runs.folder import RunFolder, State
 from runners.runs.machine import resolve_device
 from runners.runs.signals import StopRequest
 from runners.runs.stratum import stratum
-from runners.training.compile import attention_kernels, keep_compiled_in
+from runners.training.compile import keep_compiled_in
 from runners.training.determinism import make_deterministic
 from runners.training.gates import RunInvalid
 from runners.training.loop import train
-from runners.training.memory import keep_freed
 from runners.training.parallel import World, world
+from runners.training.state import Training
 
 RETRIES_S = (1, 5, 10)  # for a disk that is full at the end
 
@@ -49,11 +50,19 @@ class Options:
     stop_after: int | None = None
 
 
-def execute(run: RunFolder, cache: Path, device_name: str, options: Options, stop: StopRequest) -> None:
+def execute(
+    run: RunFolder,
+    cache: Path,
+    device_name: str,
+    options: Options,
+    stop: StopRequest,
+    on_step: Callable[[Training], None] = lambda training: None,
+) -> None:
     """Carry out one run in this process, or in those that torchrun started, and record what became of it.
 
-    It goes on from the newest readable checkpoint, where that was made as it would be made now. While another process
-    trains the run, this one waits. Raises Stopped, and nothing that the run itself caused.
+    It resumes from the newest readable checkpoint, where that was made as it would be made now. While another process
+    trains the run, this one waits. ``on_step`` sees the training after each step. Raises Stopped, and nothing that the
+    run itself caused.
     """
     with world(resolve_device(device_name)) as (processes, device), _alone(run, processes):
         # Not before the first process has the lock, and knows how it went with whoever had it.
@@ -61,7 +70,7 @@ def execute(run: RunFolder, cache: Path, device_name: str, options: Options, sto
         if not todo:
             return
         try:
-            _train(run, cache, device, options, stop, processes)
+            _train(run, cache, device, options, stop, processes, on_step)
         except RunInvalid as invalid:
             _end(run, processes, "INVALID", str(invalid))
             processes.most(0)
@@ -82,7 +91,13 @@ def execute(run: RunFolder, cache: Path, device_name: str, options: Options, sto
 
 
 def _train(
-    run: RunFolder, cache: Path, device: torch.device, options: Options, stop: StopRequest, processes: World
+    run: RunFolder,
+    cache: Path,
+    device: torch.device,
+    options: Options,
+    stop: StopRequest,
+    processes: World,
+    on_step: Callable[[Training], None],
 ) -> None:
     recipe, seed = run.config()
     if run_key(recipe.identity(), seed) != run.key:
@@ -95,11 +110,7 @@ def _train(
     here = stratum(device, torch.get_num_threads())
     say = run.say if processes.first else lambda text: None
     keep_compiled_in(cache / "inductor")
-    keep_freed(device)
-    with (
-        Checkpoints(run, options.save_every_s, say) as checkpoints,
-        attention_kernels(device, recipe.train.deterministic),
-    ):
+    with Checkpoints(run, options.save_every_s, say) as checkpoints:
         checkpoint = checkpoints.newest()
         if checkpoint and run.status.stratum != here:
             raise CheckpointError(
@@ -118,13 +129,11 @@ def _train(
             recipe,
             seed,
             corpus,
-            run,
-            checkpoints,
             device,
+            Journal(run, recipe, checkpoints, stop, stop_after=options.stop_after, on_step=on_step),
+            say=say,
             micro_batch=options.micro_batch,
             compile_mode=options.compile_mode,
-            stop_after=options.stop_after,
-            stop=stop,
             checkpoint=checkpoint,
             world=processes,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from analysis.stats.eligibility import MIN_PAIRS
@@ -25,7 +25,7 @@ class PlannedRun:
     role: Role
     seed: int
     key: str
-    recipe: Recipe
+    recipe: Recipe = field(hash=False)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from runners.planning import strict_yaml
 from runners.planning.delta import budget, merge
 from runners.planning.files import CONTROL, BaseFile
 from runners.planning.plugins import import_plugins
-from runners.planning.recipe import Recipe
+from runners.planning.recipe import Recipe, read_eval, read_train
 
 
 def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
@@ -26,17 +26,20 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     problems = document.problems + problems
     if broken := import_plugins(head.plugins if head else (), file.parent):
         raise refusal(document, problems + broken)
-    raw = document.data.get("model") if isinstance(document.data, dict) else None
-    model, found = read(raw) if raw is not None else (None, [])
+    sections = written if isinstance(written, dict) else {}
+    model, found = read(sections["model"]) if "model" in sections else (None, [])
     problems += [problem.under(("model",)) for problem in found]
+    train, found = read_train(sections["train"]) if "train" in sections else (None, [])
+    problems += [problem.under(("train",)) for problem in found + (list(train.problems()) if train else [])]
+    evaluation, found = read_eval(sections["eval"]) if "eval" in sections else (None, [])
+    problems += [problem.under(("eval",)) for problem in found]
     if head:
-        problems += [problem.under(("train",)) for problem in head.train.problems()]
         try:
             head.data.identity()
         except ConfigError as error:
             problems += error.problems
-    if head and model:
-        recipe = Recipe(model, head.data, head.train, head.eval, head.plugins)
+    if head and model and train and evaluation:
+        recipe = Recipe(model, head.data, train, evaluation, head.plugins)
         problems += list(recipe.problems())
         for name, delta in head.checks.items():
             _, found = merge(recipe, delta)

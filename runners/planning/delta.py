@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llama_variants.config import read
-from llama_variants.errors import Problem, check
+from llama_variants.errors import Problem
 from runners.planning.files import Delta
 from runners.planning.plugins import try_out
-from runners.planning.recipe import Recipe, TrainConfig
+from runners.planning.recipe import Recipe, read_train
 
 
 def merge(base: Recipe, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
     """The base's recipe with ``delta`` merged in, where that can be had, and every problem found."""
     model, found = read(delta.model, base=base.model)
     problems = [problem.under(("model",)) for problem in found]
-    written = base.train.model_dump(mode="json")
-    train, found = check(TrainConfig, written | delta.train, fallback=written)
+    train, found = read_train(delta.train, base=base.train)
     problems += [problem.under(("train",)) for problem in found + (list(train.problems()) if train else [])]
     if model is None or train is None:
         return None, problems

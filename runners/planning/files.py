@@ -8,9 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Stri
 
 from analysis.store.schema import Expectation
 from llama_variants.errors import StrictModel
-from runners.data import DataConfig
-from runners.planning.plugins import Plugins
-from runners.planning.recipe import EvalConfig, TrainConfig
+from runners.data.config import DataConfig
 
 CONTROL = "control"
 
@@ -43,6 +41,10 @@ def _each_once(modes: tuple[Mode, ...]) -> tuple[Mode, ...]:
     if len(set(modes)) < len(modes):
         raise ValueError("each mode once")
     return modes
+
+
+Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
+"""Modules with components of one's own: installed, on the path, or beside the file that names them."""
 
 
 class Decide(StrictModel):
@@ -92,8 +94,8 @@ class BaseFile(StrictModel):
     name: Name
     model: dict[str, Any]
     data: DataConfig
-    train: TrainConfig
-    eval: EvalConfig
+    train: dict[str, Any]
+    eval: dict[str, Any]
     decide: Decide
     seeds: Seeds
     checks: dict[Name, CheckDelta] = {}

@@ -1,4 +1,4 @@
-"""Blocks of somebody else's: modules that a YAML names are imported, and models that use them are tried out."""
+"""Components of somebody else's: modules that a YAML names are imported, and models of their blocks are tried out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field, Strict
 from torch.utils.flop_counter import FlopCounterMode
 
 from llama_variants import ModelConfig, build_model
 from llama_variants.errors import Problem
 from llama_variants.registry import FAMILIES
-
-Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
-"""Modules with blocks of one's own: installed, on the path, or beside the file that names them."""
+from runners.planning.components import OPTIMIZER, PROBE, SCHEDULE
 
 
 def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
@@ -34,7 +30,7 @@ def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
         try:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever a module of somebody else's may raise
-            for registry in FAMILIES.values():
+            for registry in (*FAMILIES.values(), OPTIMIZER, SCHEDULE, PROBE):
                 registry.forget(name)  # of a module that failed halfway
             absent = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
             allowed = "a module that is installed, on the path, or beside this file" if absent else "one that imports"

@@ -9,31 +9,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
 from llama_variants import ModelConfig
-from llama_variants.errors import ConfigError, Problem, StrictModel
+from llama_variants.errors import ConfigError, M, Problem, StrictModel, check
+from llama_variants.registry import ComponentConfig
+from llama_variants.types import OBSERVES, bearing
 from runners.data import Corpus, DataConfig
+from runners.planning.components import (
+    OPTIMIZER,
+    PROBE,
+    SCHEDULE,
+    ComponentRegistry,
+    OptimizerConfig,
+    ProbeConfig,
+    ScheduleConfig,
+)
 
 SEMANTICS = 1
 """Version of the training loop: raised whenever the same recipe gives other losses, so that old runs stop counting."""
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
 
 class TrainConfig(StrictModel):
-    """The training recipe: AdamW with linear warm-up, a constant stretch and linear decay to zero (WSD)."""
+    """The training recipe.
+
+    Every field bears on the losses. One that is added later is an ``Annotated[…, Neutral(value)]``, one that does not
+    bear on them an ``Annotated[…, OBSERVES]`` (:mod:`llama_variants.types`).
+    """
 
     seq_len: Annotated[int, Field(ge=2)]
     tokens_per_step: PositiveInt  # of the whole batch
     num_steps: PositiveInt
     lr: PositiveFloat  # the peak
-    warmup_steps: NonNegativeInt
-    decay_fraction: Fraction  # of num_steps, at the end
-    betas: Annotated[tuple[Beta, Beta], Strict(False)]
-    eps: PositiveFloat
-    weight_decay: NonNegativeFloat  # on matrices; gains and biases are not decayed
+    optimizer: SerializeAsAny[OptimizerConfig]
+    schedule: SerializeAsAny[ScheduleConfig]
     max_grad_norm: PositiveFloat  # global norm at which gradients are clipped
     precision: Literal["float32", "bfloat16"]  # bfloat16: autocast over float32 weights
     deterministic: bool  # equal bits from every run on one kind of device, at a price in speed
@@ -48,25 +57,56 @@ class TrainConfig(StrictModel):
         """Tokens of the whole run."""
         return self.num_steps * self.tokens_per_step
 
-    @property
-    def decay_steps(self) -> int:
-        """Steps of the final decay."""
-        return round(self.num_steps * self.decay_fraction)
-
     def problems(self) -> Iterable[Problem]:
         """What is wrong between fields."""
         if self.tokens_per_step % self.seq_len:
             yield Problem(("tokens_per_step",), str(self.tokens_per_step), f"a multiple of seq_len ({self.seq_len})")
-        if self.warmup_steps + self.decay_steps > self.num_steps:
-            received = f"{self.warmup_steps} steps, with {self.decay_steps} of decay"
-            yield Problem(("warmup_steps",), received, f"at most the {self.num_steps} steps of the run together")
+        yield from (problem.under(("schedule",)) for problem in self.schedule.problems(self.num_steps))
 
 
 class EvalConfig(StrictModel):
     """Evaluation on fixed windows, spread evenly over the validation split."""
 
-    every_steps: PositiveInt
+    every_steps: Annotated[PositiveInt, OBSERVES]
     num_windows: PositiveInt
+    probes: Annotated[dict[str, SerializeAsAny[ProbeConfig]], OBSERVES]  # type -> its settings
+
+
+def read_train(data: Any, base: TrainConfig | None = None) -> tuple[TrainConfig | None, list[Problem]]:
+    """The recipe of a mapping, over the ``base``'s where there is one, and every problem found."""
+    return _read(TrainConfig, data, base, {"optimizer": OPTIMIZER, "schedule": SCHEDULE})
+
+
+def read_eval(data: Any) -> tuple[EvalConfig | None, list[Problem]]:
+    """The evaluation of a mapping, and every problem found. A probe's key is its type."""
+    if not isinstance(data, Mapping) or not isinstance(probes := data.get("probes"), Mapping):
+        return check(EvalConfig, data)
+    read, problems = {}, []
+    for name, settings in probes.items():
+        given = {"type": name, **settings} if isinstance(settings, Mapping) else settings
+        read[str(name)], found = PROBE.read(given)
+        problems += [problem.under(("probes", str(name))) for problem in found]
+    if not any(probe.judged for probe in read.values() if probe):
+        problems.append(Problem(("probes",), ", ".join(map(str, probes)) or "none", "`loss` among them: it is judged"))
+    config, found = check(EvalConfig, {**data, "probes": {name: probe for name, probe in read.items() if probe}})
+    return config, problems + found
+
+
+def _read(
+    cls: type[M], data: Any, base: M | None, families: Mapping[str, ComponentRegistry[Any]]
+) -> tuple[M | None, list[Problem]]:
+    """An object of ``cls``, some of whose fields are components."""
+    if not isinstance(data, Mapping):
+        return check(cls, data)
+    fallback = {name: getattr(base, name) for name in cls.model_fields} if base else {}
+    parts, problems = {**fallback, **data}, []
+    for name, registry in families.items():
+        if name in data:
+            parts[name], found = registry.read(data[name], fallback.get(name))
+            problems += [problem.under((name,)) for problem in found]
+    unread = {name for name in families if name in parts and parts[name] is None}
+    config, found = check(cls, {name: value for name, value in parts.items() if name not in unread}, fallback)
+    return config, problems + [problem for problem in found if problem.path[:1] not in {(name,) for name in unread}]
 
 
 @dataclass(frozen=True)
@@ -85,8 +125,8 @@ class Recipe:
         return plugins | {
             "model": self.model.to_dict(),
             "data": self.data.model_dump(mode="json", exclude_none=True),
-            "train": self.train.model_dump(mode="json"),
-            "eval": self.eval.model_dump(mode="json"),
+            "train": _plain(self.train),
+            "eval": _plain(self.eval),
         }
 
     @classmethod
@@ -95,13 +135,11 @@ class Recipe:
         plugins = tuple(data.get("plugins", ()))
         for plugin in plugins:
             importlib.import_module(plugin)
-        return cls(
-            model=ModelConfig.from_dict(data["model"]),
-            data=DataConfig.model_validate(data["data"]),
-            train=TrainConfig.model_validate(data["train"]),
-            eval=EvalConfig.model_validate(data["eval"]),
-            plugins=plugins,
-        )
+        read = {"train": read_train(data["train"]), "eval": read_eval(data["eval"])}
+        if problems := [problem.under((name,)) for name, (_, found) in read.items() for problem in found]:
+            raise ConfigError(problems)
+        model, text = ModelConfig.from_dict(data["model"]), DataConfig.model_validate(data["data"])
+        return cls(model, text, read["train"][0], read["eval"][0], plugins)  # type: ignore[arg-type]
 
     def resolved(self) -> dict[str, Any]:
         """Plain data in absolute form: equal for any two ways of writing the same recipe.
@@ -113,10 +151,20 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """All that bears on the result but the seed: the absolute form, the data's pins, and what the code computes.
 
-        Not in it: paths, how often something is logged, the device. For a `files` source this reads the files.
+        Not in it: what only observes, and fields at their neutral value. For a `files` source this reads the files.
         """
-        semantics = {"loop": SEMANTICS, **self.model.semantics}
-        return self.resolved() | {"data": self.data.identity(), "semantics": semantics}
+        return {
+            "model": self.model.identity(),
+            "data": self.data.identity(),
+            "train": bearing(self.train, _plain(self.train))
+            | {name: getattr(self.train, name).identity() for name in ("optimizer", "schedule")},
+            "eval": bearing(self.eval, _plain(self.eval)),
+            "semantics": {"loop": SEMANTICS, **self.model.semantics, **self._semantics()},
+        }
+
+    def _semantics(self) -> dict[str, str]:
+        used = (OPTIMIZER, self.train.optimizer.type), (SCHEDULE, self.train.schedule.type)
+        return {f"{registry.family}.{name}": registry.version(name) for registry, name in used}
 
     @property
     def num_params(self) -> int:
@@ -154,3 +202,16 @@ def run_key(identity: Mapping[str, Any], seed: int) -> str:
     """Name of a run: 16 hex digits over its recipe's identity and its seed."""
     text = json.dumps({**identity, "seed": seed}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(config: StrictModel) -> dict[str, Any]:
+    """Plain data, with the ``type`` of each component."""
+
+    def plain(value: Any) -> Any:
+        return (
+            {name: plain(one) for name, one in value.items()}
+            if isinstance(value, dict)
+            else (value.to_dict() if isinstance(value, ComponentConfig) else value)
+        )
+
+    return {name: plain(getattr(config, name)) for name in type(config).model_fields}

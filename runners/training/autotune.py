@@ -14,6 +14,7 @@ from runners.training.compile import compile_model, eager, is_compiled, uncompil
 from runners.training.determinism import autocast
 from runners.training.gradients import gradients
 from runners.training.loss import window_losses
+from runners.training.optimizers.base import RecipeOptimizer
 from runners.training.parallel import World
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -27,6 +28,7 @@ class _DiffersError(Exception):
 
 def settle(
     model: LlamaForCausalLM,
+    optimizer: RecipeOptimizer,
     batch: Tensor,
     config: TrainConfig,
     world: World,
@@ -41,6 +43,7 @@ def settle(
 
     Args:
         model: on its device; its parameters are left alone, and without gradients.
+        optimizer: its optimizer, which has not stepped.
         batch: this process's rows of a global batch (b, t).
         config: the recipe.
         world: the processes that share the run; all get the same answer.
@@ -58,7 +61,7 @@ def settle(
         compile_model(model)
         count, failure = 0, ""
         try:
-            count = min(len(batch), micro_batch) or find_micro_batch(model, batch, config, world.size, say)
+            count = min(len(batch), micro_batch) or find_micro_batch(model, optimizer, batch, config, world.size, say)
             count, _ = memory.largest_that_fits(
                 count, lambda n: _check_compiled(model, batch[:n], config), say, retry=world.size == 1
             )
@@ -72,7 +75,7 @@ def settle(
         uncompile_model(model)
         memory.release()
         say(f"not compiled, and slower: {failure or 'another process of this run could not'}")
-    return world.least(micro_batch or find_micro_batch(model, batch, config, world.size, say)), False
+    return world.least(micro_batch or find_micro_batch(model, optimizer, batch, config, world.size, say)), False
 
 
 def _check_compiled(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> None:
@@ -99,16 +102,21 @@ does not have: what is killed for it cannot be tried again."""
 
 
 def find_micro_batch(
-    model: LlamaForCausalLM, batch: Tensor, config: TrainConfig, world_size: int, say: Callable[[str], None]
+    model: LlamaForCausalLM,
+    optimizer: RecipeOptimizer,
+    batch: Tensor,
+    config: TrainConfig,
+    world_size: int,
+    say: Callable[[str], None],
 ) -> int:
     """The most windows of ``batch`` (b, t) that go through a training step at once: all of them, half, a quarter …
 
     Not more than ``AT_ONCE`` tokens; from there on nothing is gained. Tries it, forward and backward, with the room
-    held free that AdamW's two moments will take, and the buckets in which several processes exchange gradients. Leaves
-    no gradients.
+    held free that the optimizer's state will take, and the buckets in which several processes exchange gradients.
+    Leaves no gradients.
     """
-    size = sum(p.numel() for p in model.parameters())
-    room = torch.empty((2 if world_size == 1 else 3) * size, device=batch.device)
+    buckets = 0 if world_size == 1 else sum(p.numel() for p in model.parameters())
+    room = torch.empty(optimizer.state_numel() + buckets, device=batch.device)
     # One micro-batch shows what fits; the others would only take time.
     most = max(1, AT_ONCE["cpu" if batch.device.type == "cpu" else "accelerator"] // batch.shape[1])
     count, _ = memory.largest_that_fits(

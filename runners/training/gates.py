@@ -15,8 +15,8 @@ from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from llama_variants import LlamaForCausalLM
 from runners.data import Corpus
+from runners.planning.components import SCHEDULE
 from runners.planning.recipe import TrainConfig
-from runners.training.optim import lr_at
 
 GRADIENT_STEPS = 3  # a gate initialised at zero may need a step or two before a gradient passes it
 MIN_LR = 1e-9
@@ -41,11 +41,12 @@ class RunInvalid(Exception):  # noqa: N818 (a verdict on the run, not an error o
 
 def recipe_faults(train: TrainConfig) -> Iterator[str]:
     """What would make a run of this recipe invalid, as far as the recipe alone tells."""
+    schedule = SCHEDULE[train.schedule.type](train.schedule, train.num_steps)
     for step in range(train.num_steps):
-        if not lr_at(step, train) >= MIN_LR:
-            yield f"learning rate: {lr_at(step, train):.3g} at step {step + 1}; below {MIN_LR:g} no weight moves"
+        if not (lr := train.lr * schedule(step)) >= MIN_LR:
+            yield f"learning rate: {lr:.3g} at step {step + 1}; below {MIN_LR:g} no weight moves"
             break
-    if train.warmup_steps < 2 and train.lr >= REFERENCE_LR and train.tokens_per_step < REFERENCE_TOKENS:
+    if train.schedule.warmup_steps < 2 and train.lr >= REFERENCE_LR and train.tokens_per_step < REFERENCE_TOKENS:
         yield (
             f"warm-up: none, at a learning rate of {train.lr:g} and {train.tokens_per_step:,} tokens a step; such a "
             f"rate is for batches of {REFERENCE_TOKENS:,} and with warm-up"
@@ -237,7 +238,7 @@ def check_learning(done: int, losses: Iterable[float], lr: float, vocab_size: in
     Args:
         done: steps done.
         losses: the newest ones, in nats.
-        lr: the optimizer's.
+        lr: the smallest of the optimizer's groups.
         vocab_size: of the model.
         train: the recipe.
     """
@@ -251,7 +252,7 @@ def check_learning(done: int, losses: Iterable[float], lr: float, vocab_size: in
         raise RunInvalid(f"too good: {said}; it sees what it is to predict, or knows the text by heart")
     if done == train.num_steps and not mean <= chance + 1.0:
         raise RunInvalid(f"diverged: {said}")
-    if done >= train.warmup_steps + max(PLATEAU_STEPS, train.num_steps // 4) and not mean <= chance - 0.1:
+    if done >= train.schedule.warmup_steps + max(PLATEAU_STEPS, train.num_steps // 4) and not mean <= chance - 0.1:
         raise RunInvalid(f"plateau: {said}")
 
 

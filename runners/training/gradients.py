@@ -1,12 +1,15 @@
-"""The gradients of one step, in as many micro-batches as memory asks for."""
+"""The gradients of one step, in as many micro-batches as memory asks for, and the update by them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from runners.planning.recipe import TrainConfig
 from runners.training.determinism import autocast
+from runners.training.optimizers.base import RecipeOptimizer
 from runners.training.parallel import World
 
 
@@ -34,3 +37,21 @@ def gradients(model: nn.Module, batch: Tensor, config: TrainConfig, world: World
             (loss * world.size).backward()  # gradients are averaged over the processes, and their sum is meant
         total += loss.detach()
     return world.sum(total)
+
+
+def update(
+    parameters: Sequence[Tensor], optimizer: RecipeOptimizer, loss: Tensor, max_grad_norm: float, not_finite: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Clip the gradients of a model's ``parameters``, step, and clear them; nothing waits for the device.
+
+    A ``loss`` or gradient that is not finite skips this update and all later ones: ``not_finite`` becomes 1, and stays.
+
+    Returns:
+        The gradients' norm before clipping, and the new ``not_finite``.
+    """
+    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    not_finite = torch.maximum(not_finite, (~torch.isfinite(loss + grad_norm)).float())
+    optimizer.found_inf = not_finite
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm, not_finite

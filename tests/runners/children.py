@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from runners.execution import one_run as carrying_out
 from runners.execution.one_run import Options, execute
 from runners.planning.recipe import Recipe, run_key
 from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped, StopRequest
+from runners.training import memory
+from runners.training.state import Training
 
 SEED = 5
 FOLDERS = ("checkpoints", "final", "status.json")  # file-system operations there count
@@ -37,7 +38,7 @@ class Plan:
     """What a child does. ``die_at``: it kills itself before that file-system operation on its checkpoints or final
     weights, from 1, counted once ``after_steps`` steps are logged.
 
-    ``memory_bytes``: address space that it may take beyond what it has when ``memory_from_step`` begins.
+    ``memory_bytes``: address space that it may take beyond what it has after ``memory_from_step`` steps, 1 or more.
     """
 
     project: Path
@@ -98,15 +99,15 @@ def _carry_out(plan: Plan) -> None:
     torch.set_num_threads(1)
     if plan.memory_bytes is not None:  # large blocks go back to the system when freed: glibc's M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(-3, 128 * 1024)
-        carrying_out.keep_freed = lambda device: None  # else what earlier steps took would last for all later ones
+        memory.keep_freed = lambda device: None  # else what earlier steps took would last for all later ones
     if plan.die_at:
         _die_at(plan.die_at, plan.after_steps)
-    _at_each_step(plan)
     stop = StopRequest()
     stop.install(signal.SIGINT, signal.SIGTERM)
     run = RunFolder(Path("runs"), plan.key)
     try:
-        execute(run, Path("cache"), "cpu", Options(plan.save_every_s, plan.micro_batch, plan.compile_mode), stop)
+        options = Options(plan.save_every_s, plan.micro_batch, plan.compile_mode)
+        execute(run, Path("cache"), "cpu", options, stop, on_step(plan))
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
     sys.exit(0 if run.status.state == "FINISHED" else 1)
@@ -141,16 +142,13 @@ def _die_at(number: int, after_steps: int) -> None:
     sys.addaudithook(hook)
 
 
-def _at_each_step(plan: Plan) -> None:
-    from runners.training import loop
+def on_step(plan: Plan) -> Callable[[Training], None]:
+    """Takes its time after each step, and from one of them on leaves the process little memory."""
 
-    lr_at = loop.lr_at
-
-    def at_step(step: int, config: Any) -> float:
+    def after(training: Training) -> None:
         time.sleep(plan.step_takes_s)
-        if plan.memory_bytes is not None and step == plan.memory_from_step:
+        if plan.memory_bytes is not None and training.progress.step == plan.memory_from_step:
             now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (now + plan.memory_bytes, resource.RLIM_INFINITY))
-        return lr_at(step, config)
 
-    loop.lr_at = at_step
+    return after

@@ -35,15 +35,12 @@ train:
   tokens_per_step: 128
   num_steps: 30
   lr: 1e-2
-  warmup_steps: 3
-  decay_fraction: 0.2
-  betas: [0.9, 0.95]
-  eps: 1e-8
-  weight_decay: 0.01
+  optimizer: {type: adamw, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.01}
+  schedule: {type: wsd, warmup_steps: 3, decay_fraction: 0.2}
   max_grad_norm: 1.0
   precision: float32
   deterministic: false
-eval: {every_steps: 10, num_windows: 8}
+eval: {every_steps: 10, num_windows: 8, probes: {loss: {}}}
 decide: {metric: final/val_loss, alpha: 0.05, margin: 0.05}
 seeds: {control: 3, check: 2, variant: 2}
 checks:

@@ -25,8 +25,10 @@ from runners.bench.suite import WHAT
 from runners.cli import main
 from runners.data import prepare
 from runners.planning.bases import find_file, load_base
+from runners.planning.components import SCHEDULE
 from runners.training import loop as loop
 from tests.llama_variants.models import TINY
+from tests.runners.helpers import changed
 from tests.runners.training.test_loop import SEED, trained
 
 CPU = torch.device("cpu")
@@ -101,15 +103,11 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     monkeypatch.chdir(project)
     recipe = load_base(find_file("base", "micro"))[1]
     losses = [row["metrics"]["train/loss"] for row in trained(recipe)[:2]]  # at a rate that warm-up changes
-    assert recipe.train.warmup_steps > 2
+    assert recipe.train.schedule.warmup_steps > 2
     monkeypatch.setattr(contenders, "build_model", lambda config, seed, device: build_model(config, seed=SEED))
-    monkeypatch.setattr(
-        contenders,
-        "build_optimizer",
-        lambda model, train: loop.build_optimizer(model, train.model_copy(update={"lr": loop.lr_at(0, train)})),
-    )
     split = prepare(recipe.data, Path("cache")).train
-    _, step = contenders.ours(recipe, CPU, recipe.train.batch_size)
+    rate = recipe.train.lr * SCHEDULE["wsd"](recipe.train.schedule, recipe.train.num_steps)(0)
+    _, step = contenders.ours(replace(recipe, train=changed(recipe.train, lr=rate)), CPU, recipe.train.batch_size)
     batches = [torch.from_numpy(split.batch(i, seed=SEED, batch_size=4, seq_len=32)) for i in range(2)]
     assert [float(step(batch)) for batch in batches] == losses
 
@@ -118,7 +116,7 @@ def test_the_reference_trains_the_same_model(project, monkeypatch):
     """From the same values: the same loss, and without weight decay (which it applies to gains too) the same update."""
     monkeypatch.chdir(project)
     recipe = load_base(find_file("base", "micro"))[1]
-    recipe = replace(recipe, train=recipe.train.model_copy(update={"weight_decay": 0.0, "eps": 1e-4}))
+    recipe = replace(recipe, train=changed(recipe.train, weight_decay=0.0, eps=1e-4))
     own, own_step = contenders.ours(recipe, CPU, 2)
     make = next(c.make for c in CONTENDERS if c.name == REFERENCE)
     model, step = make(recipe, CPU, 2)

@@ -147,7 +147,7 @@ def test_what_is_not_made_again_is_said(here, capsys):
 
 def test_steps_are_made_anew_each_time_and_no_others(here, monkeypatch):
     """Where few steps are logged, the last one made again is not among them."""
-    monkeypatch.setattr("runners.training.loop.LOG_POINTS", 3)
+    monkeypatch.setattr("runners.execution.journal.LOG_POINTS", 3)
     log = make_log(root="sparse")
     Path("sparse.log").write_text(log)
     assert sorted(TrainingLog.parse(log).losses) == [1, 10, 20, 30]

@@ -25,9 +25,9 @@ from runners.planning.recipe import Recipe
 from runners.runs.checkpoint import FILES, CheckpointError, Checkpoints, model_tensors
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
-from runners.training.optim import build_optimizer
 from tests.conftest import ROOT
 from tests.runners.children import Plan, finish, new_run
+from tests.runners.helpers import optimizer_of
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def written(recipe: Recipe, root: Path, heard: list[str], steps=(10, 20), losses
     run.create(recipe, 0)
     run.log(10, {"train/loss": 1.0})
     model = build_model(recipe.model, seed=1)
-    optimizer = build_optimizer(model, recipe.train)
+    optimizer = optimizer_of(model, recipe.train)
     checkpoints = Checkpoints(run, 60, heard.append)
     for i, step in enumerate(steps):
         model(torch.zeros(1, 8, dtype=torch.long), labels=torch.zeros(1, 8, dtype=torch.long)).loss.backward()
@@ -63,7 +63,7 @@ def test_all_comes_back(recipe, tmp_path, heard):
     found = checkpoints.newest()
     assert found.state["step"] == 20
     other = build_model(recipe.model, seed=2)
-    other_optimizer = build_optimizer(other, recipe.train)
+    other_optimizer = optimizer_of(other, recipe.train)
     found.restore(other, other_optimizer)
     for name, tensor in model_tensors(model).items():
         assert torch.equal(tensor, model_tensors(other)[name])
@@ -202,7 +202,7 @@ def test_another_models_checkpoint_is_refused(recipe, tmp_path, heard):
     found = written(recipe, tmp_path / "runs", heard)[0].newest()
     other = build_model(recipe.model.override({"num_hidden_layers": 1}))
     with pytest.raises(CheckpointError, match="another model's parameters"):
-        found.restore(other, build_optimizer(other, recipe.train))
+        found.restore(other, optimizer_of(other, recipe.train))
 
 
 def test_a_checkpoint_of_other_code_does_not_go_on(project, recipe):

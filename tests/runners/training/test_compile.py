@@ -25,6 +25,7 @@ from runners.training.loss import evaluate
 from runners.training.parallel import World
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 from tests.runners.children import SEED, Plan, call, finish, new_run, start, wait_for
+from tests.runners.helpers import optimizer_of
 
 MODELS = {"control": TINY} | EVERY_MODEL
 BATCH = 4
@@ -60,7 +61,7 @@ def _compared(model: LlamaForCausalLM, config: TrainConfig) -> dict[str, object]
     said: list[str] = []
     batch = ids(TINY, batch=BATCH, time=config.seq_len)
     windows = ids(TINY, batch=7, time=config.seq_len, seed=1).numpy()  # the last batch is not whole
-    _, compiled = settle(model, batch, config, World(), said.append, compiled=True)
+    _, compiled = settle(model, optimizer_of(model, config), batch, config, World(), said.append, compiled=True)
     loss, grads = _step(model, batch, config)
     judged = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
     with eager():
@@ -158,7 +159,10 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(config):
     model.model.layers[1].mlp = Chatty(model.model.layers[1].mlp)
     batch = ids(TINY, batch=BATCH, time=16)
     expected = _step(model, batch, config)[0]
-    assert settle(model, batch, config, World(), said.append, compiled=True) == (BATCH, False)
+    assert settle(model, optimizer_of(model, config), batch, config, World(), said.append, compiled=True) == (
+        BATCH,
+        False,
+    )
     assert not is_compiled(model)
     (line,) = said
     assert line.startswith("not compiled, and slower: ")
@@ -177,7 +181,10 @@ def test_another_loss_is_not_believed(config, monkeypatch):
     monkeypatch.setattr(autotune, "compile_model", lie)
     model, said = build_model(TINY, seed=SEED), []
     batch = ids(TINY, batch=BATCH, time=16)
-    assert settle(model, batch, config, World(), said.append, compiled=True) == (BATCH, False)
+    assert settle(model, optimizer_of(model, config), batch, config, World(), said.append, compiled=True) == (
+        BATCH,
+        False,
+    )
     assert "in training" in said[0]
     assert not is_compiled(model)
 
@@ -193,11 +200,13 @@ def test_running_out_of_memory_is_no_reason_not_to_compile(config, monkeypatch):
     said: list[str] = []
     needs(room=1)
     batch = ids(TINY, batch=BATCH, time=16)
-    assert settle(build_model(TINY), batch, config, World(), said.append, compiled=True, micro_batch=9) == (1, True)
+    model = build_model(TINY)
+    optimizer = optimizer_of(model, config)
+    assert settle(model, optimizer, batch, config, World(), said.append, compiled=True, micro_batch=9) == (1, True)
     assert said[0] == "out of memory with 4 windows at a time; going on with 2"
     needs(room=0)
     with pytest.raises(torch.OutOfMemoryError):
-        settle(build_model(TINY), batch, config, World(), print, compiled=True, micro_batch=1)
+        settle(model, optimizer, batch, config, World(), print, compiled=True, micro_batch=1)
 
 
 def test_compiling_is_for_cards_unless_asked_for():
@@ -220,6 +229,7 @@ def test_compiling_and_back_leaves_the_model_as_it_was(config):
 def test_no_more_tokens_at_a_time_than_help(config):
     """On a processor what takes too much memory is killed, and cannot be tried again with less."""
     model, long = build_model(TINY), AT_ONCE["cpu"] // 4
-    assert find_micro_batch(model, torch.zeros(8, 16, dtype=torch.long), config, 1, print) == 8
-    assert find_micro_batch(model, torch.zeros(8, long, dtype=torch.long), config, 1, print) == 4
-    assert find_micro_batch(model, torch.zeros(2, 5 * long, dtype=torch.long), config, 1, print) == 1
+    optimizer = optimizer_of(model, config)
+    assert find_micro_batch(model, optimizer, torch.zeros(8, 16, dtype=torch.long), config, 1, print) == 8
+    assert find_micro_batch(model, optimizer, torch.zeros(8, long, dtype=torch.long), config, 1, print) == 4
+    assert find_micro_batch(model, optimizer, torch.zeros(2, 5 * long, dtype=torch.long), config, 1, print) == 1

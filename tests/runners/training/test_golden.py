@@ -19,13 +19,11 @@ import torch
 from llama_variants import ModelConfig
 from runners.data import prepare
 from runners.planning.bases import load_base
-from runners.planning.recipe import Recipe
-from runners.runs.checkpoint import Checkpoints
 from runners.runs.folder import RunFolder
 from runners.runs.machine import platform_tag
-from runners.training import loop
 from tests.conftest import ROOT
 from tests.llama_variants.models import EVERY_MODEL, TINY
+from tests.runners.helpers import changed, trained_rows
 
 GOLDEN = ROOT / "tests/golden"
 STEPS, SEED, SEEDS = 12, 5, range(10, 18)
@@ -46,14 +44,11 @@ def losses(tmp_path_factory) -> Callable[[ModelConfig, int], list[float]]:
         torch.set_num_threads(1)
 
         def trained(model: ModelConfig, seed: int = SEED) -> list[float]:
-            train = recipe.train.model_copy(update={"num_steps": STEPS})
-            own: Recipe = replace(recipe, model=model.override({"vocab_size": 300}), train=train)
+            own = replace(
+                recipe, model=model.override({"vocab_size": 300}), train=changed(recipe.train, num_steps=STEPS)
+            )
             run = RunFolder(folder / "runs", f"{len(list(folder.glob('runs/*')))}")
-            run.create(own, seed)
-            run.begin("", {}, "")
-            with Checkpoints(run, 1000, run.say) as checkpoints:
-                loop.train(own, seed, corpus, run, checkpoints, torch.device("cpu"))
-            rows = [row["metrics"] for row in run.rows()[0]]
+            rows = [row["metrics"] for row in trained_rows(own, seed, corpus, run)]
             return [row["train/loss"] for row in rows] + [rows[-1]["final/val_loss"]]
 
         yield trained

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_variants import LlamaMLP, build_model
 from runners.data import prepare
+from runners.execution import journal
 from runners.execution.one_run import Options, execute
 from runners.planning.bases import load_base
-from runners.planning.recipe import EvalConfig, Recipe
+from runners.planning.recipe import Recipe
 from runners.runs.checkpoint import Checkpoints
 from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped, StopRequest
@@ -26,6 +27,7 @@ from runners.training.determinism import make_deterministic
 from runners.training.loss import evaluate
 from tests.llama_variants.test_model import stock
 from tests.runners.children import new_run
+from tests.runners.helpers import trained_rows
 
 SEED = 5
 CPU = torch.device("cpu")
@@ -37,14 +39,10 @@ def recipe(project, monkeypatch) -> Recipe:
     return load_base(Path("experiments/base/micro.yaml"))[1]
 
 
-def trained(recipe: Recipe, folder: str = "run") -> list[dict]:
+def trained(recipe: Recipe, folder: str = "run", **options) -> list[dict]:
     """What a run logs, by step."""
-    run = RunFolder(Path("runs"), folder)
-    run.create(recipe, SEED)
-    run.begin("here", {}, "")
-    with Checkpoints(run, 1000, run.say) as checkpoints:
-        loop.train(recipe, SEED, prepare(recipe.data, Path("cache")), run, checkpoints, CPU)
-    return run.rows()[0]
+    corpus = prepare(recipe.data, Path("cache"))
+    return trained_rows(recipe, SEED, corpus, RunFolder(Path("runs"), folder), **options)
 
 
 def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
@@ -81,11 +79,11 @@ def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
 
 
 def test_evaluates_at_the_declared_steps_however_seldom_it_logs(recipe, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_POINTS", 3)
-    seldom = trained(replace(recipe, eval=EvalConfig(every_steps=7, num_windows=8)), "seldom")
+    monkeypatch.setattr(journal, "LOG_POINTS", 3)
+    seldom = trained(replace(recipe, eval=recipe.eval.model_copy(update={"every_steps": 7})), "seldom")
     assert [row["step"] for row in seldom] == [1, 7, 10, 14, 20, 21, 28, 30]
     assert [row["step"] for row in seldom if "val/loss" in row["metrics"]] == [7, 14, 21, 28, 30]
-    often = trained(replace(recipe, eval=EvalConfig(every_steps=1, num_windows=8)), "often")
+    often = trained(replace(recipe, eval=recipe.eval.model_copy(update={"every_steps": 1})), "often")
     losses = {row["step"]: row["metrics"]["train/loss"] for row in often}
     assert all(losses[row["step"]] == row["metrics"]["train/loss"] for row in seldom)
 
@@ -109,27 +107,19 @@ def test_dropout_is_a_function_of_the_step(recipe, monkeypatch):
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: F.dropout(forward(self, x), 0.3, self.training))
     straight = trained(recipe, "straight")
-    stop = StopRequest()
-    lr_at = loop.lr_at
+    stop, run = StopRequest(), RunFolder(Path("runs"), "stopped")
 
-    def stopping(step, config):
-        if step == 10:
+    def stopping(training):
+        if training.progress.step == 11:
             stop.signum = 15
-        return lr_at(step, config)
 
-    run = RunFolder(Path("runs"), "stopped")
-    run.create(recipe, SEED)
-    run.begin("here", {}, "")
-    corpus = prepare(recipe.data, Path("cache"))
+    with pytest.raises(Stopped):
+        trained(recipe, "stopped", on_step=stopping, stop=stop)
     with Checkpoints(run, 1000, run.say) as checkpoints:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(loop, "lr_at", stopping)
-            loop.train(recipe, SEED, corpus, run, checkpoints, CPU, stop=stop)
         checkpoint = checkpoints.newest()
-        assert checkpoint.state["step"] == 11
-        torch.rand(100)
-        run.begin("here", {}, "", checkpoint.state["log_bytes"])
-        loop.train(recipe, SEED, corpus, run, checkpoints, CPU, checkpoint=checkpoint)
+    assert checkpoint.state["step"] == 11
+    torch.rand(100)
+    trained(recipe, "stopped", checkpoint=checkpoint)
     assert losses(run.rows()[0]) == losses(straight)
 
     monkeypatch.setattr(loop, "seed_step", lambda *a: None)  # without, they would differ

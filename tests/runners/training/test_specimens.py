@@ -21,14 +21,20 @@ from torch.nn import functional as F  # noqa: N812
 
 from llama_variants import LlamaAttention, LlamaForCausalLM, LlamaMLP
 from runners.data.batches import Corpus, TokenSplit
+from runners.execution import journal
 from runners.execution import one_run as execution
 from runners.execution.one_run import Options, execute
 from runners.planning.bases import load_base
 from runners.planning.recipe import Recipe
 from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped, StopRequest
-from runners.training import gates, loop, optim
+from runners.training import loop, state
+from runners.training import start as beginning
+from runners.training.determinism import seed_step
+from runners.training.optimizers.adamw import AdamW
+from runners.training.schedules.wsd import WarmupStableDecay
 from tests.runners.children import new_run
+from tests.runners.helpers import changed
 
 Patch = pytest.MonkeyPatch
 
@@ -40,7 +46,7 @@ def recipe(project, monkeypatch) -> Recipe:
 
 
 def carried_out(project: Path, recipe: Recipe, **changes: object) -> RunFolder:
-    run = new_run(project, replace(recipe, train=recipe.train.model_copy(update=changes)))
+    run = new_run(project, replace(recipe, train=changed(recipe.train, **changes)))
     execute(run, Path("cache"), "cpu", Options(), StopRequest())
     return run
 
@@ -88,9 +94,7 @@ def queries_and_keys_overwritten_by_positions(patch: Patch) -> None:
 
 
 def rate_that_underflows(patch: Patch) -> None:
-    for module in (optim, loop, gates):
-        if hasattr(module, "lr_at"):
-            patch.setattr(module, "lr_at", lambda step, train: train.lr * 0.5**step)
+    patch.setattr(WarmupStableDecay, "__call__", lambda self, step: 0.5**step)
 
 
 def rate_scheduled_twice(patch: Patch) -> None:
@@ -105,8 +109,8 @@ def rate_scheduled_twice(patch: Patch) -> None:
         return norm(parameters, max_norm)
 
     optimizers: list[torch.optim.Optimizer] = []
-    build = loop.build_optimizer
-    patch.setattr(loop, "build_optimizer", lambda *a: optimizers.append(build(*a)) or optimizers[-1])
+    build = AdamW.__init__
+    patch.setattr(AdamW, "__init__", lambda self, *a: optimizers.append(self) or build(self, *a))
     patch.setattr(nn.utils, "clip_grad_norm_", planted)
 
 
@@ -122,18 +126,18 @@ def validation_is_the_head_of_training(patch: Patch) -> None:
 
 
 def frozen_weights(patch: Patch) -> None:
-    patch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    patch.setattr(AdamW, "step", lambda self: None)
 
 
 def torn_tie(patch: Patch) -> None:
-    build = loop.build_model
+    build = beginning.build_model
 
     def planted(*arguments, **options):
         model = build(*arguments, **options)
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         return model
 
-    patch.setattr(loop, "build_model", planted)
+    patch.setattr(beginning, "build_model", planted)
 
 
 def nothing(patch: Patch) -> None:
@@ -189,11 +193,15 @@ class StreamFromTheStart:
 def test_data_started_again_by_a_resume_is_named(project, recipe, monkeypatch):
     run = new_run(project, recipe)
     stop = StopRequest()
-    at_step(monkeypatch, 12, lambda: setattr(stop, "signum", 15))
+
+    def stopping(training):
+        if training.progress.step == 13:
+            stop.signum = 15
+
     with pytest.MonkeyPatch.context() as patch:
         StreamFromTheStart().plant(patch)
         with pytest.raises(Stopped):
-            execute(run, Path("cache"), "cpu", Options(), stop)
+            execute(run, Path("cache"), "cpu", Options(), stop, stopping)
     assert run.status.state == "KILLED"
     with pytest.MonkeyPatch.context() as patch:
         StreamFromTheStart().plant(patch)
@@ -203,18 +211,6 @@ def test_data_started_again_by_a_resume_is_named(project, recipe, monkeypatch):
     assert run.status.reason.endswith("its batch is that of step 1: the data was started again")
     execute(run, Path("cache"), "cpu", Options(), StopRequest())  # and without the bug it goes on
     assert run.status.state == "FINISHED"
-
-
-def at_step(patch: Patch, step: int, act: Callable[[], None]) -> None:
-    """Call ``act`` in the middle of a step (from 0)."""
-    true = loop.lr_at
-
-    def planted(now, config):
-        if now == step:
-            act()
-        return true(now, config)
-
-    patch.setattr(loop, "lr_at", planted)
 
 
 class BadGradient(torch.autograd.Function):
@@ -236,7 +232,7 @@ class BadGradient(torch.autograd.Function):
 )
 def test_a_value_that_is_not_finite_stops_the_run_before_the_update(project, recipe, monkeypatch, damage, says):
     """At step 18 (from 1), in the second layer; found at the next logged step, 20, with the weights of step 17."""
-    monkeypatch.setattr(loop, "LOG_POINTS", 3)
+    monkeypatch.setattr(journal, "LOG_POINTS", 3)
     at, weights = [0], {}
     forward = LlamaMLP.forward
     second: list[nn.Module] = []
@@ -247,33 +243,18 @@ def test_a_value_that_is_not_finite_stops_the_run_before_the_update(project, rec
         y = forward(self, x)
         return damage(y) if at[0] == 17 and self is second[1] and self.training else y
 
-    true = loop.lr_at
-
-    def at_each(step, config):
+    def seeded(seed, step, *rest):  # before each step, and before the batch is computed again under its own
         at[0] = step
-        return true(step, config)
+        return seed_step(seed, step, *rest)
 
-    build = loop.build_model
-    models: list[nn.Module] = []
-    monkeypatch.setattr(loop, "build_model", lambda *a, **k: models.append(build(*a, **k)) or models[-1])
-    step_true = torch.optim.AdamW.step
-
-    def stepped(self, *arguments):
-        step_true(self, *arguments)
-        weights[at[0]] = models[0].model.norm.weight.detach().clone()
-
-    seed_true = loop.seed_step
-
-    def seeded(seed, step, *rest):  # the batch is computed again under its own step
-        at[0] = step
-        return seed_true(seed, step, *rest)
+    def after(training):
+        weights[training.progress.step - 1] = training.model.model.norm.weight.detach().clone()
 
     monkeypatch.setattr(LlamaMLP, "forward", planted)
-    monkeypatch.setattr(loop, "lr_at", at_each)
-    monkeypatch.setattr(loop, "seed_step", seeded)
-    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    for module in (loop, state):
+        monkeypatch.setattr(module, "seed_step", seeded)
     run = new_run(project, recipe)
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    execute(run, Path("cache"), "cpu", Options(), StopRequest(), after)
     assert run.status.state == "INVALID"
     reason = run.status.reason
     assert reason.startswith("step 18: loss ")
@@ -281,7 +262,7 @@ def test_a_value_that_is_not_finite_stops_the_run_before_the_update(project, rec
     assert says in reason
     corpus = execution.prepare(recipe.data, Path("cache"))
     rows = corpus.train.batch(17, seed=5, batch_size=4, seq_len=32)
-    assert f"batch {loop.batch_id(rows)} of seed 5" in reason
+    assert f"batch {state.batch_id(rows)} of seed 5" in reason
     assert torch.equal(weights[17], weights[16])  # the bad one
     assert torch.equal(weights[19], weights[16])  # and the ones after it
     assert not torch.equal(weights[16], weights[15])

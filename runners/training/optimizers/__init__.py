@@ -1,0 +1,1 @@
+"""Optimizers, one a file; `runners.planning.components` says which there are."""

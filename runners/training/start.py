@@ -1,0 +1,58 @@
+"""Before the first step: the recipe, the data and the model checked, compiled or not, and a micro-batch found."""
+
+from __future__ import annotations
+
+from llama_variants import build_model
+from runners.planning.components import OPTIMIZER
+from runners.runs.checkpoint import Checkpoint
+from runners.training import gates, memory
+from runners.training.autotune import settle
+from runners.training.compile import wants_compile
+from runners.training.determinism import make_deterministic, price_of_determinism
+from runners.training.gradients import gradients
+from runners.training.parallel import World
+from runners.training.state import Progress, Training, batch_id
+
+
+def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | None, compile_mode: str) -> None:
+    """Give ``training`` its model, its optimizer and its progress: new, or as ``checkpoint`` has them.
+
+    Raises:
+        RunInvalid: when a validity gate fails.
+        CheckpointError: when ``checkpoint`` is of another model.
+    """
+    recipe, device, world, config = training.recipe, training.device, training.world, training.recipe.train
+    make_deterministic(config.deterministic)
+    memory.keep_freed(device)
+    memory.reset_peak(device)
+    gates.check_recipe(config)
+    gates.check_data(training.corpus, config)
+    training.model = model = build_model(recipe.model, seed=training.seed, device=device)
+    training.optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
+    training.progress = progress = Progress.of(checkpoint.state if checkpoint else None, config)
+    if checkpoint:
+        checkpoint.restore(model, training.optimizer)
+        before = batch_id(training.rows(progress.step - 1))
+        gates.check_continues(before, progress.last_batch, progress.first_batch, progress.step)
+    if world.least(progress.step) != progress.step:
+        raise RuntimeError("the processes of this run do not see the same checkpoints: is the folder shared?")
+
+    probe = training.batch(progress.step)
+    gates.preflight(model, probe)
+    kept = checkpoint is not None and compile_mode == "auto"
+    progress.micro_batch, progress.compiled = settle(
+        model,
+        training.optimizer,
+        probe,
+        config,
+        world,
+        training.say,
+        compiled=progress.compiled if kept else wants_compile(compile_mode, device),
+        micro_batch=micro_batch or progress.micro_batch,
+    )
+    if config.deterministic and not checkpoint:
+        probe = probe[: progress.micro_batch]
+        price = price_of_determinism(lambda: gradients(model, probe, config, World(), len(probe)), device)
+        training.say(
+            f"deterministic: {price:.2f} times the time of a step without (forward and backward, median of 5 pairs)"
+        )

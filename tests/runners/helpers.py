@@ -1,0 +1,74 @@
+"""What several test modules need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from runners.data.batches import Corpus
+from runners.execution.journal import Journal
+from runners.planning.components import OPTIMIZER
+from runners.planning.recipe import Recipe, TrainConfig, read_train
+from runners.runs.checkpoint import Checkpoint, Checkpoints
+from runners.runs.folder import RunFolder
+from runners.runs.signals import StopRequest
+from runners.training.loop import train
+from runners.training.optimizers.base import RecipeOptimizer
+from runners.training.state import Training
+
+RECIPE, _ = read_train(
+    {
+        "seq_len": 4,
+        "tokens_per_step": 8,
+        "num_steps": 100,
+        "lr": 0.5,
+        "optimizer": {"type": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
+        "schedule": {"type": "wsd", "warmup_steps": 10, "decay_fraction": 0.2},
+        "max_grad_norm": 1.0,
+        "precision": "float32",
+        "deterministic": False,
+    }
+)
+assert RECIPE is not None
+
+
+def optimizer_of(model: nn.Module, config: TrainConfig) -> RecipeOptimizer:
+    """The recipe's optimizer of a model, at its peak rate."""
+    optimizer: RecipeOptimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
+    optimizer.set_lr(config.lr)
+    return optimizer
+
+
+def changed(config: TrainConfig, **changes: object) -> TrainConfig:
+    """A recipe with other values; those of its optimizer and its schedule are found by their names."""
+    parts = {part: getattr(config, part) for part in ("optimizer", "schedule")}
+    update: dict[str, object] = {}
+    for name, value in changes.items():
+        part = next((part for part, fields in parts.items() if name in type(fields).model_fields), None)
+        if part:
+            parts[part] = update[part] = parts[part].model_copy(update={name: value})
+        else:
+            update[name] = value
+    return config.model_copy(update=update)
+
+
+def trained_rows(
+    recipe: Recipe,
+    seed: int,
+    corpus: Corpus,
+    run: RunFolder,
+    *,
+    on_step: Callable[[Training], None] = lambda training: None,
+    stop: StopRequest | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> list[dict[str, Any]]:
+    """Train on one thread's CPU with all that a real run logs and saves, in this process; what it logged, by step."""
+    run.create(recipe, seed)
+    run.begin("here", {}, "", checkpoint.state["log_bytes"] if checkpoint else 0)
+    with Checkpoints(run, 1000, run.say) as checkpoints:
+        journal = Journal(run, recipe, checkpoints, stop or StopRequest(), on_step=on_step)
+        train(recipe, seed, corpus, torch.device("cpu"), journal, say=run.say, checkpoint=checkpoint)
+    return run.rows()[0]
