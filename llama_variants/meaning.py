@@ -24,19 +24,19 @@ def module_meaning(module: str) -> dict[str, str]:
     return {module: _digest(_tree(_file(module)))}
 
 
-def class_meaning(cls: type, apart: Sequence[str] = ()) -> dict[str, str]:
+def class_meaning(cls: type, apart: Sequence[str] = (), skip: Sequence[str] = ()) -> dict[str, str]:
     """``{module:name: digest}`` of each definition that ``cls`` needs, its own first.
 
     Names are followed through the modules of the same top-level package, and, of a class that is not installed, through
-    the modules that were imported from beside its own. Of a module in ``apart`` only functions count: its classes are
-    looked after otherwise.
+    the modules that were imported from beside its own. Of a module in ``apart`` only functions count, of one in
+    ``skip`` nothing: these are looked after otherwise.
     """
     seen: dict[str, str] = {}
     waiting: list[Definition] = [(cls.__module__, cls.__qualname__.partition(".")[0])]
     while waiting:
         module, name = waiting.pop()
         part = f"{module}:{name}" if name else module
-        if part in seen or not (file := _source(module)):
+        if part in seen or module in skip or not (file := _source(module)):
             continue
         if not name:
             seen |= module_meaning(module)
@@ -50,9 +50,9 @@ def class_meaning(cls: type, apart: Sequence[str] = ()) -> dict[str, str]:
     return seen
 
 
-def differing(parts: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """What both have and has another digest, as ``module:name``."""
-    return [part for part, digest in parts.items() if other.get(part, digest) != digest]
+def digest(meaning: Mapping[str, str]) -> str:
+    """One digest of several definitions together."""
+    return hashlib.sha256(repr(sorted(meaning.items())).encode()).hexdigest()[:DIGITS]
 
 
 def _near(module: str, home: str) -> bool:

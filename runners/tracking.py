@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from analysis.store import schema
+from analysis.store.stratum import Stratum
 from llama_variants.config import flatten
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
 from runners.runs import looks
 from runners.runs.folder import RunFolder, Status
+from runners.runs.proofs import proven
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _MLFLOW_STATES = {"FINISHED": "FINISHED", "KILLED": "KILLED", "FAILED": "FAILED", "INVALID": "FAILED"}
 _BATCH = 1000  # metrics MLflow takes in one call
@@ -72,9 +75,17 @@ class Mirror:
                     tags.get(schema.TAG_ATTEMPT, ""),
                 )
                 known[place] = (run.info.run_id, run.info.status, run.info.end_time or 0)
+                self._follow_proofs(run)
             token = page.token
             if not token:
                 return known
+
+    def _follow_proofs(self, run: Run) -> None:
+        """A proof that came later than a run's tags makes its stratum that of the newer code."""
+        if text := run.data.tags.get(schema.TAG_STRATUM):
+            newest = proven(made := Stratum.parse(text))
+            if newest != made:
+                self.client.set_tag(run.info.run_id, schema.TAG_STRATUM, newest.to_json())
 
     def sync(self, run: PlannedRun) -> None:
         """Bring MLflow's copy of one run up to its folder; does nothing for a run that was never started.
@@ -134,7 +145,7 @@ class Mirror:
             schema.TAG_ARM: run.arm,
             schema.TAG_ROLE: run.role,
             schema.TAG_SEED: str(run.seed),
-            schema.TAG_STRATUM: status.stratum,
+            schema.TAG_STRATUM: proven(status.stratum or Stratum()).to_json(),
             schema.TAG_ATTEMPT: status.attempt,
             **{f"env.{key}": value for key, value in status.environment.items()},
         }

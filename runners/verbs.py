@@ -151,7 +151,8 @@ def log(options: argparse.Namespace) -> int:
     if options.first_batch:
         return _first_batch(options, plan, run)
     folder = RunFolder(RUNS, run.key)
-    if "device=cpu" in folder.status.stratum and options.device == "auto":
+    made = folder.status.stratum
+    if made and made.on_cpu and options.device == "auto":
         options.device = "cpu"  # where the run was made, the footer is computed
     slots = _slots(options, plan)
     torch.set_num_threads(slots.threads)

@@ -38,6 +38,7 @@ from analysis.report.render import Code, Items, Part, Picture, Section, Table
 from analysis.stats.compare import compare
 from analysis.stats.worth import Scaling
 from analysis.store.schema import METRICS, Arm, Design
+from analysis.store.stratum import Stratum
 
 WORDS = {
     "better, worse": "the simultaneous interval of the difference excludes 0; lower loss is better. "
@@ -396,7 +397,7 @@ def _closing(stages: Sequence[Stage], reproduce: str) -> list[Section]:
     """What holds for all stages."""
     runs = pd.concat([stage.runs for stage in stages])
     finished = runs[runs["status"] == "FINISHED"]
-    made = [(f"{n} runs", stratum) for stratum, n in finished["stratum"].value_counts().items()]
+    made = [(f"{n} runs", str(Stratum.parse(str(text)))) for text, n in finished["stratum"].value_counts().items()]
     data = ", ".join(sorted(set(finished["data"]) - {""})) or "not recorded"
     environment: list[Part] = [Items([*((name, str(text)) for name, text in made), ("data fingerprint", data)])]
     return [

@@ -16,6 +16,7 @@ from analysis.report.cells import cells, count, markdown_table, rows_of, titles
 from analysis.stats.compare import compare
 from analysis.store.load import RUN_COLUMNS, require
 from analysis.store.schema import Design
+from analysis.store.stratum import Stratum
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _TIMES = ("started", "ended")
@@ -76,7 +77,7 @@ def results_markdown(files: Sequence[Path]) -> str:
             f"results on {len(bases)} bases: {', '.join(base for base, *_ in bases) or 'none'}; one a table"
         )
     base, tokens, metric, margin = bases[0]
-    strata = sorted({stratum for _, runs in kept for stratum in runs["stratum"]})
+    strata = sorted({str(Stratum.parse(text)) for _, runs in kept for text in runs["stratum"]})
     lines = [
         f"`{base}`, {count(tokens)} tokens a run, `{metric}`, margin {margin:g}. Made on: {'; '.join(strata)}.",
         "",

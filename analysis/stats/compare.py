@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.stats.eligibility import Sample, bar, seed_list
+from analysis.stats.eligibility import Sample, bar, proven_equal, seed_list
 from analysis.stats.estimate import Estimate, Noise, bonferroni, family, paired, welch
 from analysis.stats.power import detectable_effect, noncentrality
 from analysis.stats.worth import Scaling
@@ -88,7 +88,7 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
             detectable = _detectable(result, control, sample, sizes, design.alpha)
             rows.append(_judged(result, row, scaling, design) | {"mde": detectable})
         else:
-            flags = _outlier_flag(sample, Noise.of({sample.arm.name: sample.values})) + _repeated(sample)
+            flags = _outlier_flag(sample, Noise.of({sample.arm.name: sample.values})) + _history(sample)
             rows.append(row | _barred(bars[sample.arm.name]) | {"flags": "; ".join(flags)})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"df": float})
@@ -133,7 +133,7 @@ def _compare(
         single = [f"one seed of {s.arm.name}" for s in (control, sample) if s.n == 1]
         notes = [f"{' and '.join(single)}: sigma borrowed from {', '.join(lenders)}"] if single else []
         flags = [] if noise.pools else [f"variances differ ({noise.check}): Welch's test"]
-        flags += _outlier_flag(sample, noise) + _repeated(sample) + _compiled_otherwise(control, sample)
+        flags += _outlier_flag(sample, noise) + _history(sample) + _compiled_otherwise(control, sample)
         estimate = estimates[sample.arm.name]
         if estimate.widened(design.alpha):
             flags.append("interval by own scatter")
@@ -149,7 +149,7 @@ def _compare_paired(control: Sample, samples: Sequence[Sample], size: int, alpha
         correlation = np.corrcoef(partners[sample.arm.name], sample.values)[0, 1]
         differences = Noise.of({sample.arm.name: sample.values - partners[sample.arm.name]})
         flags = [f"paired over {sample.n} seeds, correlation {correlation:+.2f}"]
-        flags += _outlier_flag(sample, differences) + _repeated(sample) + _compiled_otherwise(control, sample)
+        flags += _outlier_flag(sample, differences) + _history(sample) + _compiled_otherwise(control, sample)
         results[sample.arm.name] = _Result(sample.arm, estimates[sample.arm.name], None, [], flags)
     return results
 
@@ -199,7 +199,7 @@ def _control_row(control: Sample, noise: Noise, design: Design) -> dict[str, Any
         "pooled": noise.pools,
         "pool_p": noise.pool_p,
         "control_p": noise.control_p,
-        "flags": "; ".join(_declared_anew(design) + _outlier_flag(control, noise) + _repeated(control)),
+        "flags": "; ".join(_declared_anew(design) + _outlier_flag(control, noise) + _history(control)),
     }
 
 
@@ -215,8 +215,10 @@ def _declared_anew(design: Design) -> list[str]:
     return [f"changed since the first look: {', '.join(changes)}"] if changes else []
 
 
-def _repeated(sample: Sample) -> list[str]:
-    return [f"{seed_list(sample.again)} finished more than once, the newest counts"] if sample.again else []
+def _history(sample: Sample) -> list[str]:
+    """What a reader should know of how the runs came about."""
+    again = [f"{seed_list(sample.again)} finished more than once, the newest counts"] if sample.again else []
+    return again + [text for text in [proven_equal(sample)] if text]
 
 
 def _compiled_otherwise(control: Sample, sample: Sample) -> list[str]:

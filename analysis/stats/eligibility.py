@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.store.schema import Arm, Design
+from analysis.store.stratum import Stratum
 
 MIN_PAIRS = 5  # below, pairing costs more in degrees of freedom than it can save
 APART = pd.Timedelta(hours=12)  # farther from each other, two runs were not made side by side
@@ -26,7 +27,7 @@ class Sample:
     speeds: np.ndarray  # tokens/s
     memory: np.ndarray  # bytes
     compiled: set[bool]  # whether they were, one or both
-    strata: list[str]
+    strata: list[Stratum]
     data: list[str]
     times: list[Times]
     reproducible: bool
@@ -58,7 +59,7 @@ class Sample:
             good["final/tokens_per_s"].to_numpy(float),
             good["final/peak_memory_bytes"].to_numpy(float),
             set(good["final/compiled"] == 1),
-            good["stratum"].tolist(),
+            [Stratum.parse(text) for text in good["stratum"]],
             good["data"].tolist(),
             list(zip(good["started"], good["ended"], strict=True)),
             bool(good["reproducible"].all()),
@@ -79,7 +80,7 @@ class Sample:
         A card is a run's own. A processor is shared with whatever else goes on, so that runs of another hour, such as
         those of a control that an earlier experiment made, tell nothing about speed.
         """
-        if not any("device=cpu" in stratum for stratum in (*self.strata, *control.strata)):
+        if not any(stratum.on_cpu for stratum in (*self.strata, *control.strata)):
             return True
         (began, ended), (other_began, other_ended) = (
             (min(start for start, _ in s.times), max(end for _, end in s.times)) for s in (self, control)
@@ -134,7 +135,7 @@ def _faults(samples: Sequence[Sample]) -> list[str]:
     """Why the runs of these arms mean nothing beside each other."""
     faults = [f"{s.arm.name} seed {seed}: {fault}" for s in samples for seed, fault in s.invalid.items()]
     faults += [f"{s.arm.name}: all seeds gave the same loss" for s in samples if s.n > 1 and np.ptp(s.values) == 0]
-    faults += _mixed("runs in more than one stratum", samples, [s.strata for s in samples])
+    faults += _strata(samples)
     return faults + _mixed("runs on different data", samples, [s.data for s in samples])
 
 
@@ -179,6 +180,25 @@ def _looked(*arms: Arm) -> str:
     if not changed:
         return ""
     return f"declared seeds changed after a look, of {' and '.join(changed)}, which is no test; fresh ones confirm"
+
+
+def _strata(samples: Sequence[Sample]) -> list[str]:
+    """Which runs were made with another device, torch or code than others, by what differs; nothing when none were."""
+    facets: dict[str, list[str]] = {}
+    for facet in dict.fromkeys(name for sample in samples for stratum in sample.strata for name in stratum.facets):
+        labels = [[stratum.facets.get(facet, "") for stratum in sample.strata] for sample in samples]
+        if len(set().union(*labels) - {""}) > 1:
+            facets.setdefault(_mixed("", samples, labels)[0], []).append(facet)
+    return [f"runs in more than one stratum, by {', '.join(names)}{told}" for told, names in facets.items()]
+
+
+def proven_equal(sample: Sample) -> str:
+    """Which runs were made with other code that was shown to give equal losses; "" where none were."""
+    seeds = [seed for seed, stratum in zip(sample.seeds, sample.strata, strict=True) if stratum.proven]
+    parts = sorted({part for stratum in sample.strata for part in stratum.proven})
+    if not seeds:
+        return ""
+    return f"{sample.arm.name} {seed_list(seeds)}: other code of {', '.join(parts)}, proven equal by the golden losses"
 
 
 def _mixed(title: str, samples: Sequence[Sample], labels: Sequence[Sequence[str]]) -> list[str]:

@@ -197,7 +197,7 @@ def _by_table(case: Case) -> Judge:
         if case.shared_seeds:
             frame["seed"] = frame.groupby("arm").cumcount()
         if case.noticed == "stratum":
-            frame["stratum"] = np.where(is_control, "code=1", "code=2")
+            frame["stratum"] = np.where(is_control, "device=cpu code=1", "device=cpu code=2")
         if case.noticed == "time":
             frame["reproducible"] = False
             for column in ("started", "ended"):
@@ -242,7 +242,13 @@ def table_of(plan: Design, values: Sequence[np.ndarray]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["run_key", "arm", "role", plan.metric])
     began = pd.Timestamp("2026-01-01", tz="UTC")
-    fixed = {"mlflow_run_id": "", "status": "FINISHED", "stratum": "code=1", "data": "1", "reproducible": True}
+    fixed = {
+        "mlflow_run_id": "",
+        "status": "FINISHED",
+        "stratum": "device=cpu code=1",
+        "data": "1",
+        "reproducible": True,
+    }
     frame = frame.assign(started=began, ended=began, invalid=None, reason=None, finished=1, seed=range(len(frame)))
     for key, value in fixed.items():
         frame[key] = np.full(len(frame), value)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.store import schema
 from analysis.store.schema import Design
+from analysis.store.stratum import Stratum
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -193,7 +194,7 @@ def _record(run: Run, role: schema.Role) -> dict[str, Any]:
         "status": run.info.status,
         "stratum": tags[schema.TAG_STRATUM],
         "data": run.data.params.get(schema.PARAM_DATA, ""),
-        "reproducible": "device=cpu" in tags[schema.TAG_STRATUM] or tags.get(schema.TAG_DETERMINISTIC) == "true",
+        "reproducible": Stratum.parse(tags[schema.TAG_STRATUM]).on_cpu or tags.get(schema.TAG_DETERMINISTIC) == "true",
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
         "ended": pd.Timestamp(run.info.end_time, unit="ms", tz="UTC") if run.info.end_time else pd.NaT,
         "invalid": tags.get(schema.TAG_INVALID),

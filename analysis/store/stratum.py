@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stratum:
-    """Runs of one stratum can be compared; runs of one recipe, seed and stratum are equal on hardware that repeats.
+    """Runs of one stratum can be compared; those of one recipe and seed are equal too, on hardware that repeats.
 
-    ``device``: the card's name, or ``cpu-`` and the architecture. ``processor`` and ``threads``: of a CPU, its vendor and
-    instruction set, and how many threads; of no meaning elsewhere. ``torch``: its version. ``code``: a digest of the
-    meaning of the code behind each part of the recipe: ``training``, ``model``, ``data``, ``norm.rms`` … Two recipes
-    share most of them. ``definitions``: what these are made of, for messages: ``module:name`` to a digest. ``proven``:
-    parts whose code was another when the run was made, with equal losses of the whole golden suite.
+    ``device``: the GPU's name, or ``cpu-`` and the architecture. ``processor`` and ``threads``: of a CPU, its vendor
+    and instruction set, and how many threads. ``torch``: its version. ``code``: a digest of the meaning of the code
+    behind each part of the recipe: ``training``, ``model``, ``data``, ``norm.rms`` … Two recipes share most of them.
+    ``definitions``: what these are made of, for messages: ``module:name`` to a digest. ``proven``: parts whose code was
+    another when the run was made, with equal losses of the whole golden suite.
     """
 
-    device: str
-    torch: str
+    device: str = ""
+    torch: str = ""
     processor: str = ""
     threads: int = 0
     code: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Stratum:
         return [name for name, value in self.facets.items() if theirs.get(name, value) != value]
 
     def changed_files(self, other: Stratum) -> list[str]:
-        """Files, with the definitions in them, whose meaning is another here than there: ``blocks/norm.py (RMSNorm)``."""
+        """Files whose meaning is another here than there, with the definitions: ``blocks/norm.py (RMSNorm)``."""
         names: dict[str, list[str]] = {}
         for part in sorted({*self.definitions, *other.definitions}):
             if self.definitions.get(part) != other.definitions.get(part):
@@ -67,7 +69,7 @@ class Stratum:
 
     def to_json(self) -> str:
         """As the tracking store and kept results have it: without the definitions."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name != "definitions"})
+        return json.dumps(asdict(replace(self, definitions={})))
 
     @classmethod
     def parse(cls, text: str) -> Stratum:
@@ -76,12 +78,17 @@ class Stratum:
         Raises:
             ValueError: for any other text.
         """
-        try:
-            if text.startswith("{"):
-                record = json.loads(text)
-                return cls(**record | {"proven": tuple(record.get("proven", ()))})
-            parts = dict(part.split("=", 1) for part in text.split())
-            code, threads = parts.pop("code"), int(parts.pop("threads", 0))
-            return cls(**parts, threads=threads, code={"*": code})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{text!r} is no stratum ({error})") from None
+        return _parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Stratum:
+    try:
+        if text.startswith("{"):
+            record = json.loads(text)
+            return Stratum(**record | {"proven": tuple(record.get("proven", ()))})
+        parts: dict[str, Any] = dict(part.split("=", 1) for part in text.split())
+        code, threads = parts.pop("code", ""), int(parts.pop("threads", 0))
+        return Stratum(**parts, threads=threads, code={"*": code} if code else {})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{text!r} is no stratum ({error})") from None

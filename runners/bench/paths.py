@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from analysis.store.stratum import Stratum
 from llama_variants import build_model
 from runners.bench.measure import in_turn, rate, ratio, seconds_per_call
 from runners.data import Corpus
@@ -45,7 +46,7 @@ def paths(
     waits, totals, restores = [], [], []
     run = RunFolder(folder, "checkpoint")
     run.create(recipe, 0)
-    run.begin("", {}, "")
+    run.begin(Stratum(), {}, "")
     for i in range(rounds):
         with Checkpoints(run, 0, say) as checkpoints:
             began = time.perf_counter()

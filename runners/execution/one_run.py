@@ -24,7 +24,7 @@ from runners.runs.final import keep_final
 from runners.runs.folder import RunFolder, State
 from runners.runs.machine import resolve_device
 from runners.runs.signals import StopRequest
-from runners.runs.stratum import stratum
+from runners.runs.stratum import stratum, told
 from runners.training.compile import keep_compiled_in
 from runners.training.determinism import make_deterministic
 from runners.training.gates import RunInvalid
@@ -107,16 +107,14 @@ def _train(
     if recipe.train.batch_size < processes.size:
         raise ValueError(f"{processes.size} processes, and {recipe.train.batch_size} windows in a step")
     make_deterministic(recipe.train.deterministic)
-    here = stratum(device, torch.get_num_threads())
+    here = stratum(recipe, device, torch.get_num_threads())
     say = run.say if processes.first else lambda text: None
     keep_compiled_in(cache / "inductor")
     with Checkpoints(run, options.save_every_s, say) as checkpoints:
         checkpoint = checkpoints.newest()
-        if checkpoint and run.status.stratum != here:
-            raise CheckpointError(
-                f"its checkpoint was made with {_other(run.status.stratum, here)}: back there it goes on, and --fresh "
-                "starts it again (code: any edit of llama_variants or of the training modules)"
-            )
+        before = run.status.stratum
+        if checkpoint and (other := told(before, here) if before else "version of this program"):
+            raise CheckpointError(f"its checkpoint was made with another {other}; --fresh starts it again")
         if processes.first:
             if checkpoint:
                 checkpoints.set_aside(checkpoint)
@@ -159,12 +157,6 @@ def _close(model: LlamaForCausalLM, corpus: Corpus, run: RunFolder) -> None:
     run.clear_checkpoints()
     if not kept:
         keep_final(model, corpus, run)
-
-
-def _other(theirs: str, ours: str) -> str:
-    """What differs between two strata: ``code=12ab, and this is code=34cd``."""
-    before, now = theirs.split(), ours.split()
-    return f"{' '.join(p for p in before if p not in now)}, and this is {' '.join(p for p in now if p not in before)}"
 
 
 def _end(run: RunFolder, processes: World, state: State, reason: str = "", error: str = "") -> None:

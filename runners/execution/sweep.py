@@ -64,19 +64,22 @@ def unfinished(plan: Plan, root: Path) -> list[PlannedRun]:
     return [run for run in plan.runs() if RunFolder(root, run.key).status.state != "FINISHED"]
 
 
-def made_otherwise(plan: Plan, root: Path, slots: Slots) -> list[PlannedRun]:
-    """Runs done or begun in another stratum than new ones would have: another device, torch, or training code."""
+def made_otherwise(plan: Plan, root: Path, slots: Slots) -> dict[PlannedRun, str]:
+    """Runs done or begun in another stratum than new ones would have, and in what that differs, in words."""
     import torch
 
-    from runners.runs.stratum import stratum
+    from runners.runs.stratum import stratum, told
 
-    now = stratum(torch.device(slots.devices[0]), slots.threads)
-    return [
-        run
-        for run in plan.runs()
-        if (status := (folder := RunFolder(root, run.key)).status).stratum not in ("", now)
-        and (status.state == "FINISHED" or folder.checkpoints.exists())
-    ]
+    device = torch.device(slots.devices[0])
+    others: dict[PlannedRun, str] = {}
+    for arm in plan.arms:
+        now = stratum(arm.recipe, device, slots.threads)
+        for run in arm.runs:
+            status = (folder := RunFolder(root, run.key)).status
+            kept = status.state == "FINISHED" or folder.checkpoints.exists()
+            if status.stratum and kept and (other := told(status.stratum, now)):
+                others[run] = other
+    return others
 
 
 def made_apart(plan: Plan, root: Path, slots: Slots, now: float | None = None) -> list[PlannedRun]:
@@ -148,8 +151,8 @@ def run_plan(
     todo = unfinished(plan, root)
     if others and todo and not fresh:
         console.print(
-            f"note: {len(others)} runs were made on another device, with another torch or with other code; those done "
-            "are not comparable with new ones, those begun cannot go on. ARGS=--fresh makes them again.",
+            f"note: {len(others)} runs were made with another {next(iter(others.values()))}; those done are not "
+            "comparable with new ones, those begun cannot resume. ARGS=--fresh makes them again.",
             highlight=False,
         )
     if old and not fresh:

@@ -35,9 +35,9 @@ class Way:
     def of(cls, log: TrainingLog) -> Way:
         """A log's."""
         parts = log.stratum
-        place = [parts["device"], *([parts["processor"]] if "processor" in parts else [])]
-        platform = "-".join([*place, f"torch{parts['torch'].partition('+')[0]}"])
-        return cls(platform, int(parts.get("threads", 0)), log.micro_batch, log.compiled)
+        place = [parts.device, *([parts.processor] if parts.processor else [])]
+        platform = "-".join([*place, f"torch{parts.torch.partition('+')[0]}"])
+        return cls(platform, parts.threads, log.micro_batch, log.compiled)
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""

@@ -302,7 +302,7 @@ def _again(
 
 
 def _device(request: Request, one: Known) -> torch.device:
-    on_processor = one.log.stratum["device"].startswith("cpu")
+    on_processor = one.log.stratum.on_cpu
     name = request.device or ("cpu" if on_processor else "auto")
     try:
         return resolve_device(name)
@@ -362,7 +362,8 @@ def train_again(
     with FileLock(root / f"{name}.lock"):  # the same command twice at once: one waits
         status = folder.status
         stopped = status.state in ("RUNNING", "KILLED") and status.reason != Stopped(0).args[0]
-        if not stopped or status.stratum != stratum(promise.device, torch.get_num_threads()):
+        here = stratum(promise.run.recipe, promise.device, torch.get_num_threads())
+        if not stopped or status.stratum is None or status.stratum.differs(here):
             shutil.rmtree(folder.path, ignore_errors=True)
         folder.create(run.recipe, run.seed)
         folder.on_row = on_row

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from analysis.store.stratum import Stratum
 from llama_variants import load_pretrained
 from runners.data import Corpus
 from runners.planning.recipe import run_key
@@ -99,10 +100,10 @@ class TrainingLog:
         if f", key {run_key(recipe, seed)}" not in self.header["run"]:
             raise ValueError("its header does not agree with itself: the recipe is not the one that the key names")
         parts = self.stratum
-        if missing := [name for name in ("device", "torch") if not parts.get(name)]:
+        if missing := [name for name in ("device", "torch") if not getattr(parts, name)]:
             raise ValueError(f"stratum lacks {', '.join(missing)}")
-        on_processor = parts["device"].startswith("cpu")
-        if on_processor and not (parts.get("processor") and parts.get("threads", "").isdecimal()):
+        on_processor = parts.on_cpu
+        if on_processor and not (parts.processor and parts.threads > 0):
             raise ValueError(f"stratum: {self.header['stratum']!r} names no processor and threads")
         if self.header["deterministic"] != "yes" and (on_processor or self.header["deterministic"] != "no"):
             raise ValueError(f"deterministic: {self.header['deterministic']!r}")
@@ -120,9 +121,9 @@ class TrainingLog:
         return recipe
 
     @property
-    def stratum(self) -> dict[str, str]:
-        """The parts of the stratum that it was made in."""
-        return dict(part.partition("=")[::2] for part in self.header["stratum"].split())
+    def stratum(self) -> Stratum:
+        """What it was made in; of its code a digest alone."""
+        return Stratum.parse(self.header["stratum"])
 
     @property
     def micro_batch(self) -> int:
@@ -165,6 +166,7 @@ def training_log(
     """
     recipe, seed = run.config()
     status, config = run.status, recipe.train
+    made = status.stratum or Stratum()
     known = status.environment
     stops = [event for event in run.events()[0] if event.startswith(("KILLED", "going on"))]
     rows = run.rows()[0]
@@ -173,13 +175,13 @@ def training_log(
         "run": f"{title}, key {run.key}",
         "command": command,
         "data": f"{status.data_fingerprint}, {len(corpus.train.tokens):,} training tokens",
-        "stratum": status.stratum,
+        "stratum": str(made),
         "computed": f"micro-batch {last['memory/micro_batch']:.0f}, "
         f"{'' if last.get('final/compiled', compiled) else 'not '}compiled",
-        "deterministic": "yes" if "device=cpu" in status.stratum or config.deterministic else "no",
+        "deterministic": "yes" if made.on_cpu or config.deterministic else "no",
         "commit": f"{known.get('commit', 'unknown')}{', changed' if known.get('dirty') == 'true' else ''}",
         "versions": ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers", "numpy")),
-        "hardware": known.get("processor" if "device=cpu" in status.stratum else "device", ""),
+        "hardware": known.get("processor" if made.on_cpu else "device", ""),
         "stopped": "; ".join(stops) or "no",
         "units": "losses in nats per token, validation on "
         f"{recipe.eval.num_windows:,} windows of {config.seq_len:,} tokens; times in UTC",

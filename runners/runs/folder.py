@@ -22,13 +22,14 @@ from typing import Any, Literal, get_args
 import yaml
 from filelock import FileLock, Timeout
 
+from analysis.store.stratum import Stratum
 from runners.planning.recipe import Recipe
 
 State = Literal["NEW", "RUNNING", "FINISHED", "FAILED", "INVALID", "KILLED"]
 STATES: tuple[State, ...] = get_args(State)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """What is known of a run. Times are seconds since the epoch."""
 
@@ -38,9 +39,15 @@ class Status:
     started: float = 0.0  # the attempt
     resumed: float = 0.0  # the process that has it, or had it last
     ended: float = 0.0
-    stratum: str = ""
+    stratum: Stratum | None = None  # of the attempt; None before it began
     environment: Mapping[str, str] = field(default_factory=dict)
     data_fingerprint: str = ""
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Status:
+        """What :meth:`RunFolder.begin` and :meth:`RunFolder.end` wrote."""
+        made = record.get("stratum")  # runs of the first version have a line of text, and are not read again
+        return cls(**{**record, "stratum": Stratum(**made) if isinstance(made, dict) else None})
 
 
 class RunFolder:
@@ -97,12 +104,17 @@ class RunFolder:
     def status(self) -> Status:
         """What is known of the run; NEW when nothing is."""
         try:
-            return Status(**json.loads((self.path / "status.json").read_text()))
+            return Status.of(json.loads((self.path / "status.json").read_text()))
         except FileNotFoundError:
             return Status()
 
     def begin(
-        self, stratum: str, environment: Mapping[str, str], data_fingerprint: str, log_bytes: int = 0, diff: str = ""
+        self,
+        stratum: Stratum,
+        environment: Mapping[str, str],
+        data_fingerprint: str,
+        log_bytes: int = 0,
+        diff: str = "",
     ) -> None:
         """Start an attempt, or go on with the last one where its log ends at ``log_bytes`` (0: from scratch).
 
@@ -115,7 +127,17 @@ class RunFolder:
         if not log_bytes or size > log_bytes:
             attempt, started = uuid.uuid4().hex, now
         # The status first: no reader takes the log that is cut back for one that grew.
-        self._write(Status("RUNNING", attempt, "", started, now, 0.0, stratum, environment, data_fingerprint))
+        self._write(
+            Status(
+                state="RUNNING",
+                attempt=attempt,
+                started=started,
+                resumed=now,
+                stratum=stratum,
+                environment=environment,
+                data_fingerprint=data_fingerprint,
+            )
+        )
         self.log_file.touch()
         os.truncate(self.log_file, log_bytes)
         self.error_file.unlink(missing_ok=True)

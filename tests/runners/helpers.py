@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis.store.stratum import Stratum
 from runners.data.batches import Corpus
 from runners.execution.journal import Journal
 from runners.planning.components import OPTIMIZER
@@ -67,7 +68,7 @@ def trained_rows(
 ) -> list[dict[str, Any]]:
     """Train on one thread's CPU with all that a real run logs and saves, in this process; what it logged, by step."""
     run.create(recipe, seed)
-    run.begin("here", {}, "", checkpoint.state["log_bytes"] if checkpoint else 0)
+    run.begin(Stratum(device="here"), {}, "", checkpoint.state["log_bytes"] if checkpoint else 0)
     with Checkpoints(run, 1000, run.say) as checkpoints:
         journal = Journal(run, recipe, checkpoints, stop or StopRequest(), on_step=on_step)
         train(recipe, seed, corpus, torch.device("cpu"), journal, say=run.say, checkpoint=checkpoint)

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from analysis.store.load import load_design, load_runs
 from analysis.store.schema import Design
+from analysis.store.stratum import Stratum
 from llama_variants.errors import ConfigError
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan, load_plan
@@ -35,7 +36,7 @@ def plan(project, monkeypatch) -> Plan:
 def begun(run: PlannedRun) -> RunFolder:
     folder = RunFolder(ROOT, run.key)
     folder.create(run.recipe, run.seed)
-    folder.begin("here", {}, "data")
+    folder.begin(Stratum(device="here"), {}, "data")
     folder.log(1, {"train/loss": 5.0})
     return folder
 

@@ -283,7 +283,7 @@ def test_strata_do_not_mix():
     runs = frame({"control": CONTROL, "a": LIKE, "b": LIKE}, plan)
     table = compare(change(runs, "a-2", stratum="device=cuda threads=1"), plan).set_index("arm")
     assert table["verdict"].tolist() == ["", "invalid", "equivalent"]
-    assert "device=cpu (control seeds 0, 1, 2, 3, a seeds 4, 5), device=cuda (a seed 6)" in table.loc["a", "why"]
+    assert "by device: cpu (control seeds 0, 1, 2, 3, a seeds 4, 5), cuda (a seed 6)" in table.loc["a", "why"]
     assert "threads" not in table.loc["a", "why"]
 
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.store.schema import METRICS, TAG_DESIGN, Design
+from analysis.store.schema import METRICS, TAG_DESIGN, Design, Metric, undeclared
 from tests.analysis.tables import arm, design
 
 
@@ -24,5 +24,16 @@ def test_tags_without_a_design_are_refused():
         Design.from_tags({"mlflow.note.content": "hello"})
 
 
-def test_every_metric_is_filed_under_its_own_key_with_a_unit():
-    assert all(metric.key == key and metric.unit and metric.meaning for key, metric in METRICS.items())
+def test_every_metric_has_a_unit_that_is_one():
+    units = {"tokens", "1", "nats/token", "tokens/s", "s", "windows", "bytes", "bits/byte", "0 or 1"}
+    assert {metric.unit for metric in METRICS.values()} <= units
+    assert all(len(metric.meaning.split()) > 2 for metric in METRICS.values())
+
+
+def test_a_key_that_nobody_declared_is_found():
+    assert undeclared(["val/loss", "val/loss_by_domain/networkx"]) == []
+    assert undeclared(["val/los", "val/loss_by_domainx", "final/val_loss_by_domain/a"]) == [
+        "val/los",
+        "val/loss_by_domainx",
+    ]
+    assert undeclared(["mine/a"], {"mine/*": Metric("1", "of a plugin")}) == []

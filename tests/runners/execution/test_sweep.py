@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.stats.eligibility import stands_alone
+from analysis.store.stratum import Stratum
 from runners.execution.sweep import Slots, made_apart
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
@@ -32,7 +33,7 @@ def finished(project, monkeypatch):
         for run, hour in zip(plan.runs(), hours, strict=False):
             folder = RunFolder(Path("runs"), run.key)
             folder.create(run.recipe, run.seed)
-            folder.begin("here", {}, "data")
+            folder.begin(Stratum(device="here"), {}, "data")
             folder.end("FINISHED")
             status = json.loads((folder.path / "status.json").read_text())
             status |= {"started": hour * HOUR, "ended": (hour + 0.5) * HOUR}

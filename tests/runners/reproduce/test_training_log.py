@@ -86,7 +86,7 @@ def test_what_is_read_back_is_what_was_logged(recipe):
     assert log.validation == {step: m["val/loss"] for step, m in rows.items() if "val/loss" in m}
     assert log.header["data"].startswith(run.status.data_fingerprint)
     assert run.key in log.header["run"]
-    assert log.header["stratum"] == run.status.stratum
+    assert log.header["stratum"] == str(run.status.stratum)
 
 
 def test_the_footer_is_computed_from_the_kept_weights(recipe):

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.store.stratum import Stratum
 from llama_variants import build_model
 from runners.data.config import file_sha256
 from runners.execution.one_run import Options, execute
@@ -209,10 +210,10 @@ def test_a_checkpoint_of_other_code_does_not_go_on(project, recipe):
     run = new_run(project, recipe)
     assert finish(Plan(project, run.key, die_at=100)) == -9
     status = json.loads((run.path / "status.json").read_text())
-    (run.path / "status.json").write_text(json.dumps(status | {"stratum": "device=abacus"}))
+    (run.path / "status.json").write_text(json.dumps(status | {"stratum": {"device": "abacus"}}))
     kept = sorted(run.path.rglob("step-*/*"))
     assert finish(Plan(project, run.key)) == 1
-    assert "was made with device=abacus, and this is device=cpu-" in run.status.reason
+    assert "was made with another device abacus (now cpu-" in run.status.reason
     assert "--fresh" in run.status.reason
     assert sorted(run.path.rglob("step-*/*")) == kept
     assert run.forget()
@@ -355,7 +356,7 @@ def test_a_run_in_hand_is_not_forgotten(two):
     copy = two.parent / "held"
     shutil.copytree(two, copy)
     run = RunFolder(copy, "run")
-    run.begin("here", {}, "")
+    run.begin(Stratum(device="here"), {}, "")
     status = run.status
     with run.lock():
         assert not run.forget()

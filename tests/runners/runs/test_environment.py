@@ -9,7 +9,6 @@ import torch
 
 from runners.runs import environment as provenance
 from runners.runs.environment import environment, uncommitted
-from runners.runs.stratum import stratum
 
 
 @pytest.fixture
@@ -70,13 +69,3 @@ def test_outside_a_checkout_there_is_nothing_to_say(tmp_path, monkeypatch):
     assert "commit" not in environment(torch.device("cpu"))
     for function in (provenance._git_state, provenance.uncommitted):
         function.cache_clear()
-
-
-def test_the_stratum_names_what_changes_bits():
-    here = stratum(torch.device("cpu"), 2).split()
-    (processor,) = (part for part in here if part.startswith("processor="))
-    assert processor.endswith(f"-{torch.backends.cpu.get_cpu_capability()}")
-    assert {"threads=2", f"torch={torch.__version__}"} <= set(here)
-    elsewhere = stratum(torch.device("meta"), 2)  # as an accelerator: neither bears on what it computes
-    assert "processor" not in elsewhere
-    assert "threads" not in elsewhere
