@@ -14,11 +14,11 @@ OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow check lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow golden-equal check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready  ## make .venv with every pinned package (done by the other targets when needed)
 
@@ -90,6 +90,9 @@ test: setup  ## the fast tests
 
 test-slow: setup  ## the slow tests: real packages, whole sweeps
 	$(PY) -m pytest $(WORKERS) -m slow $(ARGS)
+
+golden-equal: setup  ## whether OLD=COMMIT and NEW=COMMIT (HEAD) compute the same losses to the last digit; if so, they count as one
+	$(PY) -m tests.golden_equal $(OLD) $(NEW)
 
 check: setup  ## lint, format, types, import directions
 	.venv/bin/ruff check .

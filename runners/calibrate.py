@@ -16,8 +16,8 @@ from analysis.stats.simulation import broken_cases, deal, honest_cases, shape, s
 from analysis.store import load
 from analysis.store.schema import Design
 from llama_variants.errors import ConfigError, Problem
+from runners.data.atomic import write_atomically
 from runners.planning.plan import Plan
-from runners.runs.folder import write_atomically
 from runners.tracking import Mirror
 
 DEALT = (5, 3)  # runs of the control and of the other arm in each small experiment

@@ -141,8 +141,9 @@ def log(options: argparse.Namespace) -> int:
 
     from llama_variants.errors import Problem
     from runners.data import prepare
+    from runners.data.atomic import write_atomically
     from runners.reproduce.training_log import training_log
-    from runners.runs.folder import RunFolder, write_atomically
+    from runners.runs.folder import RunFolder
 
     logging.disable_progress_bar()
     _check_target(options.out)
@@ -285,7 +286,7 @@ def results(options: argparse.Namespace) -> int:
     """Print, or put into a page, the table of results that were kept."""
     from analysis.report import results as kept
     from llama_variants.errors import Problem
-    from runners.runs.folder import write_atomically
+    from runners.data.atomic import write_atomically
 
     try:
         table = kept.results_markdown(options.files)

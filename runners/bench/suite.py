@@ -22,10 +22,10 @@ from runners.bench.contenders import CONTENDERS, REFERENCE
 from runners.bench.paths import paths, side_by_side
 from runners.bench.peers import peers
 from runners.data import prepare
+from runners.data.atomic import write_atomically
 from runners.planning.bases import find_file, load_base
 from runners.planning.recipe import Recipe
 from runners.runs.environment import environment
-from runners.runs.folder import write_atomically
 from runners.runs.machine import device_name
 from runners.training.compile import keep_compiled_in, wants_compile
 from runners.training.determinism import make_deterministic

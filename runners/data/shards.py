@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from filelock import FileLock
 
 from runners.data import tokenizer as tokenizers
+from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
 from runners.data.config import DataConfig, DataError, file_sha256
 from runners.data.sources import Documents, Split
@@ -52,33 +52,29 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
 
 
 def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Path, say: Callable[[str], None]) -> None:
-    partial = folder.with_suffix(".partial")
-    for left_over in (partial, folder):  # of a build that was killed, or without its manifest
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial.mkdir()
-    documents = Documents(config, cache)
-    documents.fetch(say)
-    say("reading the text and making the tokenizer")
-    tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
-    tokenizer.save(partial / "tokenizer.json")
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    splits = {
-        split: _write_split(documents, split, tokenizer, dtype, partial, say) for split in ("validation", "train")
-    }
-    files = sorted(file.name for file in partial.iterdir())
-    digests = {name: file_sha256(partial / name) for name in files}
-    content = json.dumps([identity, digests], sort_keys=True)
-    manifest = {
-        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-        "identity": identity,
-        "dtype": dtype.str,
-        "vocab_size": tokenizer.vocab_size,
-        "end_id": tokenizer.end_id,
-        "splits": splits,
-        "sha256": digests,
-    }
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    partial.rename(folder)  # now it is there, and it is whole
+    with whole_folder(folder.with_suffix(".partial"), folder) as partial:
+        documents = Documents(config, cache)
+        documents.fetch(say)
+        say("reading the text and making the tokenizer")
+        tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
+        tokenizer.save(partial / "tokenizer.json")
+        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        splits = {
+            split: _write_split(documents, split, tokenizer, dtype, partial, say) for split in ("validation", "train")
+        }
+        files = sorted(file.name for file in partial.iterdir())
+        digests = {name: file_sha256(partial / name) for name in files}
+        content = json.dumps([identity, digests], sort_keys=True)
+        manifest = {
+            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+            "identity": identity,
+            "dtype": dtype.str,
+            "vocab_size": tokenizer.vocab_size,
+            "end_id": tokenizer.end_id,
+            "splits": splits,
+            "sha256": digests,
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     train, validation = splits["train"], splits["validation"]
     say(
         f"built {folder.name}: {train['tokens']:,} training tokens in {train['documents']:,} documents, "

@@ -17,11 +17,11 @@ from analysis.stats.agreement import scatter_band
 from llama_variants import build_model
 from llama_variants.errors import ConfigError, Problem, StrictModel, check
 from runners.data import Corpus
+from runners.data.atomic import write_atomically
 from runners.planning.arms import PlannedRun
 from runners.planning.recipe import Recipe
 from runners.reproduce.log_compare import Outcome, Row
 from runners.reproduce.same_run import check_comparable, check_same_data
-from runners.runs.folder import write_atomically
 from runners.runs.machine import platform_tag
 from runners.training.loss import evaluate
 

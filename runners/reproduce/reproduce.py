@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from analysis.report.log_figure import log_figure
 from llama_variants.errors import ConfigError, Problem
 from runners.data import Corpus, prepare
+from runners.data.atomic import write_atomically
 from runners.execution.one_run import Options, execute
 from runners.execution.sweep import SMALL_PARAMS
 from runners.planning.arms import PlannedRun
@@ -37,7 +38,7 @@ from runners.reproduce.first_batch import (
 from runners.reproduce.log_compare import Known, Outcome, Way, hold_exactly, hold_statistically, outcome_text, unchecked
 from runners.reproduce.same_run import check_comparable, check_same_data
 from runners.reproduce.training_log import TrainingLog, training_log
-from runners.runs.folder import RunFolder, write_atomically
+from runners.runs.folder import RunFolder
 from runners.runs.machine import platform_tag, resolve_device
 from runners.runs.signals import Stopped, StopRequest
 from runners.runs.stratum import stratum

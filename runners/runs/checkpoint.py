@@ -6,12 +6,11 @@ manifest.json with the size and the sha256 of the others. A folder appears under
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from runners.data.atomic import flush, whole_folder
 from runners.data.config import file_sha256
-from runners.runs.folder import RunFolder, flush
+from runners.runs.folder import RunFolder
 
 FORMAT = 1
 KEEP = 2  # the newest; besides them the one with the lowest validation loss
@@ -237,24 +237,3 @@ def _validation_loss(path: Path) -> float:
     except _UNREADABLE:
         return float("inf")
     return float("inf") if loss is None else float(loss)
-
-
-@contextlib.contextmanager
-def whole_folder(partial: Path, target: Path) -> Iterator[Path]:
-    """Fill ``partial`` in the body; then ``target`` has its content, on the disk, whole, or nothing has changed."""
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        mode = partial.stat().st_mode & 0o666  # what the umask leaves; safetensors keeps files to their owner
-        for file in partial.iterdir():
-            file.chmod(mode)
-            flush(file)
-        flush(partial)
-        if target.exists():  # of the same step, before a resume: the same content, or an unreadable one
-            shutil.rmtree(target)
-        partial.rename(target)
-        flush(target.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

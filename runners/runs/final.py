@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from llama_variants import LlamaForCausalLM
 from runners.data import Corpus
-from runners.runs.checkpoint import whole_folder
+from runners.data.atomic import whole_folder
 from runners.runs.folder import RunFolder
 
 

@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from analysis.store.stratum import Stratum
+from runners.data.atomic import write_atomically
 from runners.planning.recipe import Recipe
 
 State = Literal["NEW", "RUNNING", "FINISHED", "FAILED", "INVALID", "KILLED"]
@@ -239,24 +240,6 @@ def _lines(file: Path, start: int) -> tuple[list[bytes], int]:
         return [], start
     whole = text[: text.rfind(b"\n") + 1]
     return whole.splitlines(), start + len(whole)
-
-
-def write_atomically(target: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never a part, after a power cut too."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(text)
-    flush(temporary)
-    temporary.replace(target)
-    flush(target.parent)
-
-
-def flush(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def run_folders(root: Path) -> Iterator[RunFolder]:

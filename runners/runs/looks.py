@@ -18,9 +18,9 @@ from filelock import FileLock
 
 from analysis.store.schema import Arm, Design
 from llama_variants.errors import ConfigError, Problem
+from runners.data.atomic import write_atomically
 from runners.planning.plan import Plan
 from runners.planning.recipe import run_key
-from runners.runs.folder import write_atomically
 
 JUDGED_BY = ("metric", "alpha", "margin")
 

@@ -1,4 +1,4 @@
-"""Losses of every registered block to the last digit, one file for each platform under tests/golden/.
+"""Losses of every registered block and component to the last digit, one file for each platform under tests/golden/.
 
 On a platform that has a file, a change of the code must give the very same losses. Elsewhere they must lie within six
 standard deviations over seeds. Where losses are meant to change, raise the `semantics` of what changed, and then
@@ -8,64 +8,32 @@ standard deviations over seeds. Where losses are meant to change, raise the `sem
 from __future__ import annotations
 
 import json
+import os
 import statistics
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from llama_variants import ModelConfig
-from runners.data import prepare
-from runners.planning.bases import load_base
-from runners.runs.folder import RunFolder
 from runners.runs.machine import platform_tag
 from tests.conftest import ROOT
-from tests.llama_variants.models import EVERY_MODEL, TINY
-from tests.runners.helpers import changed, trained_rows
+from tests.runners.training.golden import CONTROL, NAMES, SEEDS, Suite
 
 GOLDEN = ROOT / "tests/golden"
-STEPS, SEED, SEEDS = 12, 5, range(10, 18)
-CONTROL = "control"
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory) -> Callable[[ModelConfig, int], list[float]]:
-    """Trains for a few steps, on one thread, through everything that a real run goes through."""
-    from tests.runners.conftest import write_project
-
-    folder = write_project(tmp_path_factory.mktemp("golden"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        recipe = load_base(Path("experiments/base/micro.yaml"))[1]
-        corpus = prepare(recipe.data, Path("cache"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-        def trained(model: ModelConfig, seed: int = SEED) -> list[float]:
-            own = replace(
-                recipe, model=model.override({"vocab_size": 300}), train=changed(recipe.train, num_steps=STEPS)
-            )
-            run = RunFolder(folder / "runs", f"{len(list(folder.glob('runs/*')))}")
-            rows = [row["metrics"] for row in trained_rows(own, seed, corpus, run)]
-            return [row["train/loss"] for row in rows] + [rows[-1]["final/val_loss"]]
-
-        yield trained
-        torch.set_num_threads(threads)
-
-
-MODELS = {CONTROL: TINY} | EVERY_MODEL
+def suite(tmp_path_factory) -> Suite:
+    return Suite(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
-def golden(request, losses) -> dict:
+def golden(request, suite) -> dict:
     file = GOLDEN / f"{platform_tag(torch.device('cpu'))}.json"
     if request.config.getoption("--write-golden"):
-        over_seeds = list(zip(*[losses(TINY, seed) for seed in SEEDS], strict=True))
+        over_seeds = list(zip(*[suite.losses(CONTROL, seed) for seed in SEEDS], strict=True))
         record = {
             "seed_sd": [statistics.stdev(values) for values in over_seeds],
-            "losses": {name: losses(model, SEED) for name, model in MODELS.items()},
+            "losses": {name: suite.losses(name) for name in NAMES},
         }
         GOLDEN.mkdir(exist_ok=True)
         lines = [f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in record["losses"].items()]
@@ -75,22 +43,20 @@ def golden(request, losses) -> dict:
     return json.loads(files[0].read_text()) | {"exact": file.exists()}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_losses_are_the_golden_ones(golden, losses, name):
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_are_the_golden_ones(golden, suite, name):
     if name not in golden["losses"]:  # of a plugin
         pytest.skip("a block of a plugin; golden files hold this project's own")
-    expected, found = golden["losses"][name], losses(MODELS[name], SEED)
+    expected, found = golden["losses"][name], suite.losses(name)
     if golden["exact"]:
         assert found == expected
     for a, b, sd in zip(found, expected, golden["seed_sd"], strict=True):
         assert abs(a - b) <= 6 * sd
 
 
-def test_every_block_of_this_project_has_golden_losses(golden):
+def test_every_block_and_component_of_this_project_has_golden_losses(golden):
     """With no file for this platform too: a new block comes with its losses."""
-    import os
-
-    missing = MODELS.keys() - golden["losses"].keys()
+    missing = set(NAMES) - golden["losses"].keys()
     assert not missing or os.environ.get("PLUGINS"), f"write them: {missing}"
 
 
