@@ -1,7 +1,7 @@
-"""transformers' Auto classes know this package's models as soon as it is imported, and load it only when asked for one.
+"""transformers' Auto classes know this package's models as soon as it is imported, and load them when asked for one.
 
-Registering by ``AutoConfig.register`` takes the model's class, and with it torch and much of transformers: three seconds
-for whoever needs neither. So what is entered is a lookup that registers when the name is first asked for.
+Registering by ``AutoConfig.register`` takes the model's class, and with it torch and much of transformers: seconds, for
+whoever needs neither. So what is entered is a lookup that registers when the name is first asked for.
 """
 
 from __future__ import annotations

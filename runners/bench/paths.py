@@ -13,7 +13,7 @@ import torch
 
 from llama_variants import build_model
 from runners.bench.measure import in_turn, rate, ratio, seconds_per_call
-from runners.data import Corpus
+from runners.data.batches import Corpus
 from runners.execution.local import LocalLauncher
 from runners.execution.one_run import Options
 from runners.planning.recipe import Recipe, run_key

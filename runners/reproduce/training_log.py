@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from llama_variants import load_pretrained
-from runners.data import Corpus
+from runners.data.batches import Corpus
 from runners.planning.recipe import run_key
 from runners.runs.folder import RunFolder
 from runners.training.loss import evaluate

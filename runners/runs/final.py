@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from llama_variants import LlamaForCausalLM
-from runners.data import Corpus
+from runners.data.batches import Corpus
 from runners.runs.checkpoint import whole_folder
 from runners.runs.folder import RunFolder
 
