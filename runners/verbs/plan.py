@@ -62,7 +62,7 @@ def plan(options: Options, context: Context) -> int:
         declared, *confirm = map(asdict, previews)
         print(json.dumps(declared | ({"confirm": confirm[0]} if confirm else {}), indent=1))
     else:
-        print("\n\nthen, to confirm, on fresh seeds: ".join(map(preview_text, previews)))
+        print("\n\nthen, to confirm, on fresh seeds: ".join(preview_text(one, whole.paired) for one in previews))
     return 0
 
 
@@ -103,7 +103,6 @@ class Preview:
     sigma_source: str
     margin: float
     screen: bool
-    paired: bool
     faults: Mapping[str, list[str]]  # what would make runs invalid, and of which arms
 
 
@@ -141,7 +140,6 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         sigma_source=sigma_source,
         margin=plan.decide.margin,
         screen=plan.screen,
-        paired=plan.paired,
         faults=faults,
     )
 
@@ -199,8 +197,8 @@ def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:
     return stated, plan.decide.sigma_source
 
 
-def preview_text(found: Preview) -> str:
-    """The plan for a terminal."""
+def preview_text(found: Preview, paired: bool) -> str:
+    """The plan for a terminal; ``paired``: variants take the control's seeds."""
     from rich.console import Console
 
     out = io.StringIO()
@@ -217,7 +215,7 @@ def preview_text(found: Preview) -> str:
     )
     for fault, arms in found.faults.items():
         console.print(f"warning: runs of {', '.join(arms)} would be invalid: {fault}", highlight=False)
-    for line in _power_lines(found):
+    for line in _power_lines(found, paired):
         console.print(line, highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
@@ -248,7 +246,7 @@ def _table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _power_lines(found: Preview) -> list[str]:
+def _power_lines(found: Preview, paired: bool) -> list[str]:
     if found.screen:
         return ["one seed an arm: this screens, and gives numbers but no verdict"]
     effect, margin = found.smallest_detectable_effect, found.margin
@@ -258,7 +256,7 @@ def _power_lines(found: Preview) -> list[str]:
         return ["smallest detectable effect not known: the base states no seed sd, and no control runs are done"]
     lines = [
         f"smallest effect this design sees 4 times in 5: {effect:.4f} "
-        f"(seed sd {found.sigma:.4f}: {found.sigma_source}){f', {PAIRED}' if found.paired else ''}"
+        f"(seed sd {found.sigma:.4f}: {found.sigma_source}){f', {PAIRED}' if paired else ''}"
     ]
     if effect > margin:
         lines.append(f"warning: that is more than the margin of {margin:g}; small differences will come out undecided")
