@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
+
+from analysis.stats.roots import root
 
 _Z, _Z_WEIGHT = np.polynomial.hermite_e.hermegauss(128)
 _U, _U_WEIGHT = np.polynomial.legendre.leggauss(128)
@@ -60,4 +62,4 @@ def _critical_value(alpha: float, n_control: int, n_arms: tuple[int, ...], df: f
     def gap(t: float) -> float:
         return tail(t, n_control, n_arms, df) - alpha
 
-    return float(optimize.brentq(gap, one * 0.999, bonferroni * 1.001))
+    return root(gap, one * 0.999, bonferroni * 1.001)

@@ -183,7 +183,7 @@ def _matmul_flops_per_s(slots: Slots) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(slots.threads)
     try:
-        return matmul_flops(torch.device(slots.devices[0]))
+        return matmul_flops(torch.device(slots.devices[0]), times=3)  # a rough guide, at once
     finally:
         torch.set_num_threads(before)
 

@@ -31,10 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(options: Options, context: Context) -> int:
     """Judge what has run. Raises ConfigError where nothing has."""
+    plan = read_plan(options)
     from llama_variants.errors import ConfigError, Problem
     from runners.runs.folder import RunFolder
-
-    plan = read_plan(options)
     from runners.verdicts import read_requirements
 
     required = read_requirements(options.require, plan)
