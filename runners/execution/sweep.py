@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from runners.execution.local import LocalLauncher
-from runners.execution.one_run import Options
 from runners.execution.slots import Slots
 from runners.execution.todo import made_apart, made_otherwise, statuses, unfinished
 from runners.planning.arms import PlannedRun
@@ -19,6 +18,10 @@ from runners.planning.plan import Plan
 from runners.runs.folder import STATES, RunFolder
 from runners.runs.signals import Stopped, StopRequest
 from runners.tracking import Mirror, Mirrors
+
+if TYPE_CHECKING:
+    from runners.execution.local import LocalLauncher
+    from runners.execution.one_run import Options
 
 SYNC_EVERY_S = 5.0
 PLAIN_EVERY_S = 15.0  # between progress lines where nothing can be redrawn
@@ -32,7 +35,7 @@ def run_plan(
     slots: Slots,
     console: Console,
     stop: StopRequest,
-    options: Options | None = None,
+    options: Callable[[], Options] | None = None,
     fresh: bool = False,
     mirrors: Mirrors | None = None,
 ) -> list[PlannedRun]:
@@ -41,7 +44,8 @@ def run_plan(
     A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand save
     their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` begins again
     what is not done, and carries out again what was made otherwise, so that all runs of the plan can be compared.
-    ``mirrors``: those of the command, which reports from them afterwards.
+    ``options`` is asked for when there is a run to carry out, since its module loads the model's; ``mirrors``: those of
+    the command, which reports from them afterwards.
     """
     from runners.data.shards import prepare
 
@@ -76,7 +80,10 @@ def run_plan(
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
-        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options or Options())
+        from runners.execution.local import LocalLauncher
+        from runners.execution.one_run import Options
+
+        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options() if options else Options())
         _carry_out(plan, todo, launcher, mirror, root, console, stop)
     for run in plan.runs():
         mirror.sync(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def run(options: Options, context: Context) -> int:
                 root=RUNS,
                 cache=CACHE,
                 slots=slots,
-                options=run_options(options),
+                options=functools.partial(run_options, options),
                 stop=context.stop,
                 console=console,
                 fresh=options.fresh,

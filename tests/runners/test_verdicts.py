@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
 from runners.tracking import Mirrors
 from runners.verdicts import read_requirements, report
+from tests.runners.conftest import clean_environment
+from tests.runners.test_startup import WATCH
 
 
 @pytest.fixture
@@ -86,3 +90,19 @@ def test_each_status_is_read_once_where_a_sweep_decides_what_to_do(done, monkeyp
     made_otherwise(done, Path("runs"), known, slots)
     made_apart(done, known, slots)
     assert sorted(read) == sorted(run.key for run in done.runs())
+
+
+def test_a_command_with_nothing_left_to_run_loads_no_model(done, project):
+    """A second `make ablation` only reports."""
+    watched = subprocess.run(
+        [sys.executable, "-c", WATCH, "modules", "run", "experiments/micro_theta.yaml", "--device", "cpu"],
+        cwd=project,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert watched.returncode == 0, watched.stderr
+    assert "theta_100" in watched.stdout
+    modules = set((project / "modules").read_text().split())
+    assert {"mlflow", "matplotlib"} <= modules
+    assert not {"transformers", "llama_variants.model", "scipy.stats"} & modules
