@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -35,7 +35,7 @@ class _Watcher(MetaPathFinder):
     """Enters the lookup right after transformers' table of configurations is imported, and is gone then."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The ordinary spec of that one module, with the entry behind its execution; None for any other."""
         if fullname != _AUTO or self not in sys.meta_path:
