@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path as FilePath
 
+import llama_variants.blocks  # noqa: F401 (registers them: a base names them)
 from llama_variants.config import read
 from llama_variants.errors import ConfigError, Problem, check
 from runners.data.config import DataConfig
