@@ -14,17 +14,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
-
-from torch import nn
 
 from llama_variants.errors import ConfigError, Problem, StrictModel, check, closest, one_of, show
 from llama_variants.meaning import class_meaning
 from llama_variants.types import bearing
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from llama_variants.config import ModelConfig
 
 T = TypeVar("T")
@@ -131,19 +133,27 @@ def residual_output(projection: nn.Linear) -> nn.Linear:
 
 
 class Registry(Generic[T]):
-    """Names of one family of components.
+    """Names of one family of components. Those of this project are imported when a name is first asked for.
 
     Args:
         family: its name, as a YAML has it.
-        base: what a member must derive from.
+        base: what a member must derive from, as ``module.Class``: reading it would take importing torch.
         config: what a member's Config must derive from.
+        home: the package that registers this project's members.
     """
 
-    def __init__(self, family: str, base: type[T], config: type[ComponentConfig] = BlockConfig) -> None:
+    def __init__(self, family: str, base: str, config: type[ComponentConfig], home: str = "") -> None:
         self.family = family
         self.base = base
         self.config = config
-        self._entries: dict[str, type[T]] = {}
+        self.home = home
+        self._own: dict[str, type[T]] = {}
+
+    @property
+    def _entries(self) -> dict[str, type[T]]:
+        if self.home and self.home not in sys.modules:
+            import_module(self.home)
+        return self._own
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator that enters a component under ``name``.
@@ -156,8 +166,9 @@ class Registry(Generic[T]):
             what = f"{self.family} block {name!r}"
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"{_place(cls)}: {what}: a name has lower-case letters, digits and underscores")
-            if not (isinstance(cls, type) and issubclass(cls, self.base)):
-                raise TypeError(f"{_place(cls)}: {what} must derive from {self.base.__name__}")
+            module, _, base = self.base.rpartition(".")
+            if not (isinstance(cls, type) and issubclass(cls, getattr(import_module(module), base))):
+                raise TypeError(f"{_place(cls)}: {what} must derive from {base}")
             config = vars(cls).get("Config")
             if not (isinstance(config, type) and issubclass(config, self.config)):
                 raise TypeError(f"{_place(cls)}: {what} needs a Config({self.config.__name__}) of its own")
@@ -165,10 +176,10 @@ class Registry(Generic[T]):
                 raise TypeError(f"{_place(cls)}: {what} needs a Config of its own; this is the one of {config.type!r}")
             if issubclass(config, BlockConfig) and config.cost is BlockConfig.cost:
                 raise TypeError(f"{_place(cls)}: {what} needs a cost() in its Config, or FreeConfig for one without")
-            if name in self._entries:
-                raise ValueError(f"{what} is registered twice: {_place(self._entries[name])} and {_place(cls)}")
+            if name in self._own:
+                raise ValueError(f"{what} is registered twice: {_place(self._own[name])} and {_place(cls)}")
             config.type = name
-            self._entries[name] = cls
+            self._own[name] = cls
             return cls
 
         return enter
@@ -223,7 +234,7 @@ class Registry(Generic[T]):
 
     def forget(self, module: str) -> None:
         """Take out what ``module`` has registered, because importing it failed halfway."""
-        self._entries = {name: cls for name, cls in self._entries.items() if cls.__module__ != module}
+        self._own = {name: cls for name, cls in self._own.items() if cls.__module__ != module}
 
     def __getitem__(self, name: str) -> type[T]:
         if not isinstance(name, str) or name not in self._entries:
@@ -250,14 +261,18 @@ def keep(written: Mapping[str, Any], fields: Mapping[str, Any], cls: type[Compon
 
 
 # Any: each family asks more of its members than their base class says, which the tests see to.
-EMBEDDING: Registry[Any] = Registry("embedding", nn.Embedding)
-ROTARY: Registry[Any] = Registry("rotary", nn.Module)
-ATTENTION: Registry[Any] = Registry("attention", nn.Module)
-MLP: Registry[Any] = Registry("mlp", nn.Module)
-NORM: Registry[Any] = Registry("norm", nn.Module)
-RESIDUAL: Registry[Any] = Registry("residual", nn.Module)
-HEAD: Registry[Any] = Registry("head", nn.Linear)
-INIT: Registry[Any] = Registry("init", object)
+def _family(name: str, base: str = "torch.nn.Module") -> Registry[Any]:
+    return Registry(name, base, BlockConfig, home="llama_variants.blocks")
+
+
+EMBEDDING = _family("embedding", "torch.nn.Embedding")
+ROTARY = _family("rotary")
+ATTENTION = _family("attention")
+MLP = _family("mlp")
+NORM = _family("norm")
+RESIDUAL = _family("residual")
+HEAD = _family("head", "torch.nn.Linear")
+INIT = _family("init", "builtins.object")
 
 FAMILIES: Mapping[str, Registry[Any]] = {
     registry.family: registry for registry in (EMBEDDING, ROTARY, ATTENTION, MLP, NORM, RESIDUAL, HEAD, INIT)

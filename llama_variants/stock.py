@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
-from transformers import LlamaConfig
 
 from llama_variants.errors import ConfigError, Problem, StrictModel, check, one_of, show
 
@@ -64,6 +63,8 @@ def from_llama(llama: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields, problems = check(LlamaFields, llama)
     if "model_type" not in llama:  # typed by hand: in a config.json anything may stand
+        from transformers import LlamaConfig  # which takes seconds, and nothing else here needs
+
         known = {*LlamaFields.model_fields, *LlamaConfig().to_dict()}
         problems += [
             Problem((name,), f"unknown key {name!r}", one_of(name, LlamaFields.model_fields))

@@ -1,1 +1,1 @@
-"""The verbs: plan, run, train, report. `python -m runners VERB` is the command line."""
+"""From an experiment's YAML to its verdict. `python -m runners VERB` is the command line."""

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from runners.cli import main  # which loads torch, and takes some seconds
+    from runners.cli import main
 except KeyboardInterrupt:
     sys.exit(130)
 

@@ -40,11 +40,15 @@ class Mirror:
         self.uri = uri or schema.tracking_uri()
         self.client = connect(self.uri)
         with _alone(self.uri):  # another process may be creating it
-            self.experiment_id = self._experiment()
+            self.experiment_id = self.declare()
         self._known = self._find_runs()
         self._offsets: dict[str, int] = {}
 
-    def _experiment(self) -> str:
+    def declare(self) -> str:
+        """Have the store hold what the plan declares, and what was declared at the first look; the experiment's id.
+
+        Done when the mirror is made, and once more before a report: another process may have reported meanwhile.
+        """
         design = looks.seen(self.plan, self.root)
         found = self.client.get_experiment_by_name(design.experiment)
         if found is None:
@@ -183,6 +187,25 @@ class Mirror:
         for file in files:
             self.client.log_artifact(run.info.run_id, str(file))
         self.client.set_terminated(run.info.run_id)
+
+
+class Mirrors:
+    """The mirrors of one command: one for each stage of its plan, made when it is first asked for.
+
+    Making one takes a dozen questions to the store, and a command both runs a plan and reports on it.
+    """
+
+    def __init__(self, root: Path, uri: str | None = None) -> None:
+        self.root = root
+        self.uri = uri
+        self._made: dict[str, Mirror] = {}
+
+    def of(self, plan: Plan) -> Mirror:
+        """The mirror of one stage."""
+        name = plan.design().experiment
+        if name not in self._made:
+            self._made[name] = Mirror(plan, self.root, self.uri)
+        return self._made[name]
 
 
 def connect(uri: str) -> MlflowClient:

@@ -1,4 +1,4 @@
-"""From run folders to verdicts: mirror, judge, write the report, and hold the verdicts against gates."""
+"""From run folders to verdicts: mirror, judge, write the report, and hold the verdicts against what is required."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from analysis.report import page as reports
 from analysis.report import results
-from analysis.stats.compare import VERDICTS, compare
+from analysis.stats.compare import VERDICTS
 from analysis.store import load
 from llama_variants.errors import ConfigError, Problem, one_of
 from runners.planning.plan import Plan
 from runners.runs import looks
 from runners.runs.folder import RunFolder
-from runners.tracking import Mirror
+from runners.tracking import Mirrors
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,6 @@ class Reported:
     """The verdicts of a plan's stages, and the files that hold them."""
 
     stages: tuple[reports.Stage, ...]
-    tables: tuple[pd.DataFrame, ...]  # of each stage
     files: Mapping[str, Path]
     page: str  # of the runs, in the tracking UI
 
@@ -32,69 +29,78 @@ class Reported:
     def text(self) -> str:
         """The verdict tables for a terminal."""
         texts = []
-        for stage, table in zip(self.stages, self.tables, strict=True):
+        for stage in self.stages:
             title = "to confirm, on fresh seeds:\n" if stage.design.confirms else ""
-            texts.append(title + reports.table_text(table, stage.design))
+            texts.append(title + reports.table_text(stage.table, stage.design))
         return "\n\n".join(texts)
 
-    def missed(self, gates: Mapping[str, set[str]]) -> list[str]:
-        """The gates that are not met, in words. Where an arm was confirmed, the confirmation has the last word."""
+    def missed(self, required: Mapping[str, set[str]]) -> list[str]:
+        """The requirements that are not met, in words. Where an arm was confirmed, that has the last word."""
         verdicts = {
-            arm: word for table in self.tables for arm, word in zip(table["arm"], table["verdict"], strict=True)
+            arm: word
+            for stage in self.stages
+            for arm, word in zip(stage.table["arm"], stage.table["verdict"], strict=True)
         }
         return [
-            f"gate: {arm} is {verdicts[arm]}, not {' or '.join(sorted(words))}"
-            for arm, words in gates.items()
+            f"required: {arm} is {verdicts[arm]}, not {' or '.join(sorted(words))}"
+            for arm, words in required.items()
             if verdicts[arm] not in words
         ]
 
 
-def read_gates(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
+def read_requirements(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
     """Arm -> the verdicts that are let through, out of texts such as "better,equivalent:mqa".
 
     Raises:
         ConfigError: for an unknown arm or word.
     """
-    gates: dict[str, set[str]] = {}
+    required: dict[str, set[str]] = {}
     problems = []
     arms = [arm.name for arm in plan.arms if arm.role in ("variant", "check")]
     for text in texts:
         words, _, arm = text.partition(":")
         if arm not in arms:
-            problems.append(Problem(("--gate",), repr(text), f"WORDS:ARM, the arm {one_of(arm, arms)}"))
+            problems.append(Problem(("--require",), repr(text), f"WORDS:ARM, the arm {one_of(arm, arms)}"))
         for word in words.split(","):
             if word not in VERDICTS:
-                problems.append(Problem(("--gate",), repr(text), f"WORDS:ARM, each word {one_of(word, VERDICTS)}"))
-        if arm in gates:
-            problems.append(Problem(("--gate",), repr(text), f"one gate for {arm}, all its words in it: A,B:{arm}"))
-        gates[arm] = set(words.split(","))
+                problems.append(Problem(("--require",), repr(text), f"WORDS:ARM, each word {one_of(word, VERDICTS)}"))
+        if arm in required:
+            problems.append(
+                Problem(("--require",), repr(text), f"one requirement for {arm}, all its words in it: A,B:{arm}")
+            )
+        required[arm] = set(words.split(","))
     if problems:
         raise ConfigError(problems)
-    return gates
+    return required
 
 
 def report(
-    plan: Plan, root: Path, folder: Path, command: str, *, notebooks: bool = False, keep: Path | None = None
+    plan: Plan,
+    mirrors: Mirrors,
+    folder: Path,
+    command: str,
+    *,
+    notebooks: bool = False,
+    keep: Path | None = None,
 ) -> Reported:
     """Judge what has run and write the report; all from the tracking store, as a notebook would.
 
     Args:
         plan: the experiment; its stages are judged one by one, each with its own control.
-        root: the run folders.
+        mirrors: of the run folders, the command's own.
         folder: the report goes into a folder of the experiment's name in here.
         command: what makes the same runs again.
         notebooks: also run the notebooks on it and keep them as HTML; takes the extra ``[notebooks]``.
         keep: a folder in which declaration and runs are kept too, for :mod:`analysis.report.page.results`.
     """
-    mirrors, stages, tables = [], [], []
+    root, stages = mirrors.root, []
     for stage in plan.stages:
-        mirror = Mirror(stage, root)
+        mirror = mirrors.of(stage)
+        mirror.declare()
         for run in (*stage.runs(), *stage.elsewhere()):
             mirror.sync(run)
         design = load.load_design(stage.design().experiment)
         runs = load.load_runs(design)
-        mirrors.append(mirror)
-        tables.append(compare(runs, design))
         stages.append(reports.Stage(design, runs, load.load_curves(runs)))
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
@@ -104,11 +110,11 @@ def report(
         from analysis.report.export import export
 
         files |= export(stages[0].design.experiment, out_dir)
-    for plan_, stage_, table, mirror in zip(plan.stages, stages, tables, mirrors, strict=True):
-        mirror.publish(reports.summary_markdown(table, stage_.design), files.values())
-        if not stage_.design.screen:
-            looks.note(plan_, table.loc[table["n"] > 0, "arm"], root)
-    return Reported(tuple(stages), tuple(tables), files, mirrors[0].page)
+    for stage, judged in zip(plan.stages, stages, strict=True):
+        mirrors.of(stage).publish(reports.summary_markdown(judged.table, judged.design), files.values())
+        if not judged.design.screen:
+            looks.note(stage, judged.table.loc[judged.table["n"] > 0, "arm"], root)
+    return Reported(tuple(stages), files, mirrors.of(plan).page)
 
 
 def _how_to_reproduce(plan: Plan, root: Path, command: str) -> str:

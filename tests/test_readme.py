@@ -62,7 +62,7 @@ def test_every_public_class_has_an_example():
     assert set(llama_variants.__all__) - named == {"ConfigError"}
 
 
-def test_one_liners_and_the_doctor_print_what_they_should():
+def test_one_liners_and_the_summary_print_what_they_should():
     lines = [line for block in blocks(README) for line in block.splitlines() if line.startswith(".venv/bin/python -c ")]
     outputs = [
         subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -72,8 +72,8 @@ def test_one_liners_and_the_doctor_print_what_they_should():
     assert "(0-29): 30 x LlamaDecoderLayer(" in tree
     assert pattern == "nope\n"
     assert shape == "torch.Size([1, 8, 64])\n"
-    (doctor,) = [block for block in blocks(README) if block.startswith("$ .venv/bin/python -m runners doctor")]
-    command, _, expected = doctor.partition("\n")
+    (example,) = [block for block in blocks(README) if block.startswith("$ .venv/bin/python -m runners model")]
+    command, _, expected = example.partition("\n")
     done = subprocess.run(["bash", "-c", command[2:]], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == expected
 

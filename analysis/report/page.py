@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,24 @@ _WHY_WIDTH = 40
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of an experiment declared, and its runs: the first, or the one on fresh seeds that confirms it."""
+    """What one stage of an experiment declared, and its runs: the first, or the one on fresh seeds that confirms it.
+
+    What is computed from them is computed once, whoever asks for it.
+    """
 
     design: Design
     runs: pd.DataFrame  # of analysis.load.load_runs
     curves: pd.DataFrame  # of analysis.load.load_curves, holding "val/loss"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The verdicts: the frame of :func:`analysis.stats.compare.compare`."""
+        return compare(self.runs, self.design)
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """The control's loss at several budgets, where they ran."""
+        return Scaling.of(self.runs, self.design)
 
 
 def table_text(table: pd.DataFrame, design: Design) -> str:
@@ -122,8 +136,7 @@ def write(stages: Sequence[Stage], out_dir: Path, *, reproduce: str = "") -> dic
     records: list[Row] = []
     drawings: dict[str, Figure] = {}
     for stage in stages:
-        table = compare(stage.runs, stage.design)
-        scaling = Scaling.of(stage.runs, stage.design)
+        table, scaling = stage.table, stage.scaling
         prefix = "confirm-" if stage.design.confirms else ""
         drawings[f"{prefix}losses"] = figures.losses(stage.runs, stage.curves, stage.design)
         drawings[f"{prefix}forest"] = figures.forest(table, stage.design)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 ALPHA = 0.01  # that two runs which differ in rounding alone are said to disagree, in any row
 REACH = 3  # rows before and after from which a row's scatter is taken too
@@ -39,10 +39,10 @@ def scatter_band(
     near = [slice(max(0, i - reach), min(rows, i + reach + 1)) for i in range(rows)]
     pooled = np.array([variances[s].mean() for s in near])
     df = np.array([(count - 1) * (s.stop - s.start if independent else 1) for s in near])
-    critical = stats.t.isf(alpha / (2 * rows), df)
+    critical = -special.stdtrit(df, alpha / (2 * rows))
     return np.asarray(critical * np.sqrt(2 * pooled) + ROUNDING * np.abs(runs).mean(axis=0))
 
 
 def prior_band(sigma: float, rows: int, alpha: float = ALPHA) -> float:
     """The same where only the standard deviation ``sigma`` between seeds is known: another rounding is no more."""
-    return float(stats.norm.isf(alpha / (2 * max(1, rows)))) * math.sqrt(2) * sigma
+    return -float(special.ndtri(alpha / (2 * max(1, rows)))) * math.sqrt(2) * sigma

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analysis.stats.eligibility import Sample, bar, proven_equal, seed_list
-from analysis.stats.estimate import Estimate, Noise, bonferroni, family, paired, welch
+from analysis.stats.estimate import Estimate, Noise, bonferroni, family, paired, t_quantile, welch
 from analysis.stats.power import detectable_effect, noncentrality
 from analysis.stats.worth import Scaling
 from analysis.store.load import RUN_COLUMNS, require
@@ -185,7 +184,7 @@ def _row(sample: Sample, control: Sample) -> dict[str, Any]:
         row["tokens_per_s"] = math.exp(np.log(sample.speeds).mean())
     if beside and sample is not control:
         change = welch(np.log(control.speeds), np.log(sample.speeds))
-        half = float(stats.t.isf(0.025, change.df)) * change.se
+        half = t_quantile(0.025, change.df) * change.se
         row["tokens_per_s_delta"] = math.expm1(change.delta)
         row["tokens_per_s_low"], row["tokens_per_s_high"] = (math.expm1(change.delta + end) for end in (-half, half))
     return row

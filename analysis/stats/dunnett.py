@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
+
+from analysis.stats.roots import root
 
 _Z, _Z_WEIGHT = np.polynomial.hermite_e.hermegauss(128)
 _U, _U_WEIGHT = np.polynomial.legendre.leggauss(128)
@@ -35,13 +37,13 @@ def tail(t: float, n_control: int, n_arms: Sequence[int], df: float = math.inf) 
     """
     t = abs(t)
     share = np.sqrt([n / (n + n_control) for n in n_arms])[:, None, None]  # of an arm's error, in the control
-    scale = np.ones(1) if math.isinf(df) else np.sqrt(stats.chi2.ppf((_U + 1) / 2, df) / df)
+    scale = np.ones(1) if math.isinf(df) else np.sqrt(2 * special.gammaincinv(df / 2, (_U + 1) / 2) / df)
     weight = np.ones(1) if math.isinf(df) else _U_WEIGHT / 2
     own = np.sqrt(1 - share**2)
     shared = share * _Z[:, None]
     inside = special.ndtr((t * scale - shared) / own) - special.ndtr((-t * scale - shared) / own)  # arms, z, scale
     outside = 1 - float(_Z_WEIGHT @ inside.prod(axis=0) @ weight) / math.sqrt(2 * math.pi)
-    single = 2 * float(stats.t.sf(t, df))
+    single = 2 * float(special.stdtr(df, -t))
     return float(np.clip(outside, single, min(1.0, len(n_arms) * single)))
 
 
@@ -52,12 +54,12 @@ def critical_value(alpha: float, n_control: int, n_arms: Sequence[int], df: floa
 
 @lru_cache(maxsize=1024)
 def _critical_value(alpha: float, n_control: int, n_arms: tuple[int, ...], df: float) -> float:
-    one = float(stats.t.isf(alpha / 2, df))
-    bonferroni = float(stats.t.isf(alpha / 2 / len(n_arms), df))
+    one = -float(special.stdtrit(df, alpha / 2))
+    bonferroni = -float(special.stdtrit(df, alpha / 2 / len(n_arms)))
     if len(n_arms) == 1:
         return one
 
     def gap(t: float) -> float:
         return tail(t, n_control, n_arms, df) - alpha
 
-    return float(optimize.brentq(gap, one * 0.999, bonferroni * 1.001))
+    return root(gap, one * 0.999, bonferroni * 1.001)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from analysis.stats import dunnett
 
@@ -182,7 +182,7 @@ def outliers(residuals: np.ndarray, squares: float, df: int) -> list[int]:
         return []
     leaned = residuals**2 / (1 - 1 / len(residuals))
     rest = np.maximum(squares - leaned, 1e-12 * squares) / (df - 1)
-    p = 2 * stats.t.sf(np.sqrt(leaned / rest), df - 1)
+    p = 2 * special.stdtr(df - 1, -np.sqrt(leaned / rest))
     return [int(i) for i in np.flatnonzero(p * (df + 1) < 0.05)]
 
 

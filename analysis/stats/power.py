@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
 from analysis.stats import dunnett
-from analysis.stats.eligibility import MIN_PAIRS
 from analysis.stats.estimate import CONTROL_LEVEL, POOL_LEVEL, bartlett_p, control_p, own_level, t_quantile
+from analysis.stats.roots import root
 
 _DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
 
@@ -104,6 +104,7 @@ def seeds_needed_paired(
     Returns:
         Their number, or ``None`` when not even ``most`` suffice.
     """
+    from analysis.stats.eligibility import MIN_PAIRS  # with pandas, which nothing else here needs
 
     def seen(n: int) -> bool:
         least = detectable_effect_paired(sigma, n, num_variants, correlation=correlation, alpha=alpha, power=power)
@@ -115,7 +116,8 @@ def seeds_needed_paired(
 def sigma_interval(sigma: float, df: float, level: float = 0.95) -> tuple[float, float]:
     """Interval of a standard deviation that was estimated as ``sigma`` on ``df`` degrees of freedom (chi-square)."""
     tail = (1 - level) / 2
-    return sigma * math.sqrt(df / stats.chi2.isf(tail, df)), sigma * math.sqrt(df / stats.chi2.ppf(tail, df))
+    high, low = float(special.chdtri(df, tail)), 2 * float(special.gammaincinv(df / 2, tail))
+    return sigma * math.sqrt(df / high), sigma * math.sqrt(df / low)
 
 
 def noncentrality(critical: float, df: float = math.inf, power: float = 0.8) -> float:
@@ -124,12 +126,12 @@ def noncentrality(critical: float, df: float = math.inf, power: float = 0.8) -> 
     It counts passing on the effect's own side only; the other side would be an error of sign.
     """
     if math.isinf(df):
-        return critical + float(stats.norm.ppf(power))
+        return critical + float(special.ndtri(power))
 
     def gap(effect: float) -> float:
-        return float(stats.nct.sf(critical, df, effect)) - power
+        return 1 - float(special.nctdtr(df, effect, critical)) - power
 
-    return float(optimize.brentq(gap, 0.0, 4 * (critical + 6)))
+    return root(gap, 0.0, 4 * (critical + 6))
 
 
 def _check(sigma: float, n_control: int, n_arms: Sequence[int], alpha: float) -> None:
@@ -150,7 +152,7 @@ def _unit_effect(n_control: int, n_arms: tuple[int, ...], alpha: float, power: f
     most = 2.0
     while _unit_power(most, n_control, n_arms, alpha) < power:
         most *= 2
-    return float(optimize.brentq(lambda x: _unit_power(x, n_control, n_arms, alpha) - power, 0.0, most, xtol=1e-6))
+    return root(lambda x: _unit_power(x, n_control, n_arms, alpha) - power, 0.0, most, xtol=1e-6)
 
 
 @lru_cache(maxsize=256)
@@ -167,11 +169,11 @@ def _half_widths(n_control: int, n_arms: tuple[int, ...], alpha: float) -> np.nd
     half = dunnett.critical_value(alpha, n_control, n_arms, df) * np.sqrt(pooled) * se
     apart_se, apart_df = _apart(variances[0], variances[1], n_control, n_arms[0])
     if min(n_control, n_arms[0]) > 1:
-        half = np.maximum(half, stats.t.isf(own_level(n_control, n_arms[0]) * alpha / 2, apart_df) * apart_se)
+        half = np.maximum(half, -special.stdtrit(apart_df, own_level(n_control, n_arms[0]) * alpha / 2) * apart_se)
         apart_df = np.full(_DRAWS, min(n_control, n_arms[0]) - 1.0)
     if many.sum() < 2 or np.isnan(apart_se).any():  # nothing to check, or no other way
         return half
-    apart = stats.t.isf(alpha / 2 / len(n_arms), apart_df) * apart_se
+    apart = -special.stdtrit(apart_df, alpha / 2 / len(n_arms)) * apart_se
     differ = bartlett_p(variances[many], dfs[many]) < POOL_LEVEL
     if many.sum() > 2 and many[0]:
         differ |= control_p(variances[many], dfs[many]) < CONTROL_LEVEL

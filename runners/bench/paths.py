@@ -14,7 +14,7 @@ import torch
 from analysis.store.stratum import Stratum
 from llama_variants import build_model
 from runners.bench.measure import in_turn, rate, ratio, seconds_per_call
-from runners.data import Corpus
+from runners.data.batches import Corpus
 from runners.execution.local import LocalLauncher
 from runners.execution.one_run import Options
 from runners.planning.components import OPTIMIZER

@@ -21,9 +21,10 @@ from runners.bench.blocks import blocks, scaling, variants
 from runners.bench.contenders import CONTENDERS, REFERENCE
 from runners.bench.paths import paths, side_by_side
 from runners.bench.peers import peers
-from runners.data import prepare
 from runners.data.atomic import write_atomically
-from runners.planning.bases import find_file, load_base
+from runners.data.shards import prepare
+from runners.planning.bases import load_base
+from runners.planning.lookup import find_file
 from runners.planning.recipe import Recipe
 from runners.runs.environment import environment
 from runners.runs.machine import device_name
@@ -47,7 +48,7 @@ KEPT = (
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What to measure, on what, and how long."""
 
     what: str
@@ -62,7 +63,7 @@ class Request:
     num_steps: int = 400  # of each run of `jobs`
 
 
-def bench(request: Request, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
+def bench(request: BenchRequest, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
     """Carry out ``request``; the record is printed as a table, and kept as JSON with a figure in ``folder``.
 
     Raises:
@@ -123,7 +124,7 @@ def bench(request: Request, cache: Path, folder: Path, console: Console) -> dict
     return record
 
 
-def _recipe(request: Request) -> tuple[Recipe, str]:
+def _recipe(request: BenchRequest) -> tuple[Recipe, str]:
     base = request.base or ("tiny" if request.device.type == "cpu" else "smollm2-135m")
     _, recipe = load_base(find_file("base", base))
     train = recipe.train
@@ -149,7 +150,7 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in needed}
 
 
-def _names(request: Request, device: torch.device) -> list[str]:
+def _names(request: BenchRequest, device: torch.device) -> list[str]:
     """The contenders: those named, else all; on a processor none that compiles, which takes minutes."""
     known = [contender.name for contender in CONTENDERS]
     if request.only:

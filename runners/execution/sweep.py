@@ -2,127 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from analysis.stats.eligibility import Times, stands_alone
-from runners.execution.local import LocalLauncher
-from runners.execution.one_run import Options
+from runners.execution.slots import Slots
+from runners.execution.todo import made_apart, made_otherwise, statuses, unfinished
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
 from runners.runs.folder import STATES, RunFolder
 from runners.runs.signals import Stopped, StopRequest
-from runners.tracking import Mirror
+from runners.tracking import Mirror, Mirrors
 
-SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
+if TYPE_CHECKING:
+    from runners.execution.local import LocalLauncher
+    from runners.execution.one_run import Options
+
 SYNC_EVERY_S = 5.0
 PLAIN_EVERY_S = 15.0  # between progress lines where nothing can be redrawn
-
-
-@dataclass(frozen=True)
-class Slots:
-    """How many runs go at once, and on what."""
-
-    devices: tuple[str, ...]  # one for each worker
-    threads: int  # of each worker
-
-    @classmethod
-    def choose(cls, device: str, jobs: int | None, num_params: int) -> Slots:
-        """One run to a card; on a processor one to a core for small models, one with all cores for large.
-
-        Raises ValueError for a device that is not there.
-        """
-        import torch
-
-        from runners.runs.machine import resolve_device
-
-        resolved = resolve_device(device)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if resolved.type == "cuda":
-            cards = (
-                [str(resolved)]
-                if resolved.index is not None
-                else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-            )
-            jobs = jobs or len(cards)
-            return cls(tuple(cards[i % len(cards)] for i in range(jobs)), max(1, cores // jobs))
-        small = num_params < SMALL_PARAMS
-        jobs = jobs or (cores if small and resolved.type == "cpu" else 1)
-        return cls((resolved.type,) * jobs, 1 if small else max(1, cores // jobs))
-
-
-def unfinished(plan: Plan, root: Path) -> list[PlannedRun]:
-    """Runs of the plan that still have to be carried out, in order; a run that failed before is among them."""
-    return [run for run in plan.runs() if RunFolder(root, run.key).status.state != "FINISHED"]
-
-
-def made_otherwise(plan: Plan, root: Path, slots: Slots) -> dict[PlannedRun, str]:
-    """Runs done or begun in another stratum than new ones would have, and in what that differs, in words."""
-    import torch
-
-    from runners.runs.stratum import stratum, told
-
-    device = torch.device(slots.devices[0])
-    others: dict[PlannedRun, str] = {}
-    for arm in plan.arms:
-        now = stratum(arm.recipe, device, slots.threads)
-        for run in arm.runs:
-            status = (folder := RunFolder(root, run.key)).status
-            kept = status.state == "FINISHED" or folder.checkpoints.exists()
-            if status.stratum and kept and (other := told(status.stratum, now)):
-                others[run] = other
-    return others
-
-
-def made_apart(plan: Plan, root: Path, slots: Slots, now: float | None = None) -> list[PlannedRun]:
-    """Finished runs that would have to be made again, so that verdicts take each beside those of the other arm.
-
-    By the verdicts' own rule (:func:`analysis.stats.eligibility.stands_alone`), with what is still to be carried out as
-    made at ``now``; where one is made again, those that had it for company may have to be, too. A CPU repeats its bits,
-    and so do deterministic kernels; nothing drifts there.
-    """
-    if slots.devices[0] == "cpu" or all(arm.recipe.train.deterministic for arm in plan.arms):
-        return []
-    soon = _stamp(time.time() if now is None else now)
-    times: dict[str, _Placed] = {}
-    for run in plan.runs():
-        status = RunFolder(root, run.key).status
-        done = status.state == "FINISHED"
-        times.setdefault(run.arm, {})[run] = (_stamp(status.started), _stamp(status.ended)) if done else (soon, soon)
-    control = times.pop(plan.arms[0].name)
-    again: set[PlannedRun] = set()
-    while pair := _first_alone(control, times.values()):
-        mine, others, run = pair
-        # One that will be made now cannot move: another comes to keep it company.
-        moved, arm = (run, mine) if mine[run] != (soon, soon) else (list(others)[-1], others)
-        again.add(moved)
-        arm[moved] = (soon, soon)
-    return [run for run in plan.runs() if run in again]
-
-
-_Placed = dict[PlannedRun, Times]
-
-
-def _first_alone(control: _Placed, arms: Iterable[_Placed]) -> tuple[_Placed, _Placed, PlannedRun] | None:
-    """An arm, the one it is compared with, and a run of the first that stands alone beside the second."""
-    for arm in arms:
-        for mine, others in ((arm, control), (control, arm)):
-            alone = stands_alone(list(mine.values()), list(others.values()))
-            if any(alone):
-                return mine, others, list(mine)[alone.index(True)]
-    return None
-
-
-def _stamp(seconds: float) -> pd.Timestamp:
-    return pd.Timestamp(seconds, unit="s")
 
 
 def run_plan(
@@ -133,22 +35,28 @@ def run_plan(
     slots: Slots,
     console: Console,
     stop: StopRequest,
-    options: Options | None = None,
+    options: Callable[[], Options] | None = None,
     fresh: bool = False,
+    mirrors: Mirrors | None = None,
 ) -> list[PlannedRun]:
     """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
 
     A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand save
     their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` begins again
     what is not done, and carries out again what was made otherwise, so that all runs of the plan can be compared.
+    ``options`` is asked for when there is a run to carry out, since its module loads the model's; ``mirrors``: those of
+    the command, which reports from them afterwards.
     """
-    from runners.data import prepare
+    from runners.data.shards import prepare
 
-    others, old = made_otherwise(plan, root, slots), made_apart(plan, root, slots)
-    for run in {*others, *old, *unfinished(plan, root)} if fresh else ():
-        if not RunFolder(root, run.key).forget():
-            console.print(f"note: {run.arm} seed {run.seed} is being trained, and left alone", highlight=False)
-    todo = unfinished(plan, root)
+    known = statuses(plan, root)
+    others, old = made_otherwise(plan, root, known, slots), made_apart(plan, known, slots)
+    if fresh:
+        for run in {*others, *old, *unfinished(plan, known)}:
+            if not RunFolder(root, run.key).forget():
+                console.print(f"note: {run.arm} seed {run.seed} is being trained, and left alone", highlight=False)
+        known = statuses(plan, root)
+    todo = unfinished(plan, known)
     if others and todo and not fresh:
         console.print(
             f"note: {len(others)} runs were made with another {next(iter(others.values()))}; those done are not "
@@ -168,15 +76,18 @@ def run_plan(
         )
         for arm in plan.arms:
             arm.recipe.check_corpus(corpus)
-    mirror = Mirror(plan, root)
+    mirror = (mirrors or Mirrors(root)).of(plan)
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
-        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options or Options())
+        from runners.execution.local import LocalLauncher
+        from runners.execution.one_run import Options
+
+        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options() if options else Options())
         _carry_out(plan, todo, launcher, mirror, root, console, stop)
     for run in plan.runs():
         mirror.sync(run)
-    return unfinished(plan, root)
+    return unfinished(plan, statuses(plan, root))
 
 
 def _carry_out(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from analysis.stats.eligibility import MIN_PAIRS
 from analysis.store.schema import Expectation, Role
 from llama_variants.errors import Problem
 from runners.planning.delta import budget, merge
@@ -110,6 +109,8 @@ class ArmBuilder:
         """What keeps the variants from being compared with the control seed by seed."""
         if not self.paired or screens(arms):
             return []
+        from analysis.stats.eligibility import MIN_PAIRS  # with pandas, which an unpaired plan does without
+
         most = len(arms[0].runs)
         wrong = sorted({n for arm in arms if arm.role == "variant" and not MIN_PAIRS <= (n := len(arm.runs)) <= most})
         allowed = f"{MIN_PAIRS} or more seeds of a variant, and no more than the control's {most}"

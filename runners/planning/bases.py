@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path as FilePath
-from typing import Literal
 
-from llama_variants import ConfigError
 from llama_variants.config import read
-from llama_variants.errors import Problem, check, one_of
-from runners.data import DataConfig
+from llama_variants.errors import ConfigError, Problem, check
+from runners.data.config import DataConfig
 from runners.planning import strict_yaml
 from runners.planning.delta import budget, merge
 from runners.planning.files import CONTROL, BaseFile
+from runners.planning.lookup import find_file, refusal
 from runners.planning.plugins import import_plugins
 from runners.planning.recipe import Recipe, read_eval, read_train
 
@@ -71,23 +70,3 @@ def named_data(name: str, beside: FilePath, document: strict_yaml.Document) -> D
     except ConfigError as error:
         raise refusal(document, list(error.problems)) from None
     return load_data(file)
-
-
-def find_file(kind: Literal["base", "data"], name: str, beside: FilePath | None = None) -> FilePath:
-    """The file of a base, or of data: in a folder ``kind`` under ``beside``, or in experiments/ of the current folder.
-
-    Raises ConfigError when neither holds it.
-    """
-    folders = [*([beside / kind] if beside else []), FilePath("experiments") / kind]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
-    raise ConfigError([Problem((kind,), f"unknown {kind} {name!r}", one_of(name, known))])
-
-
-def refusal(document: strict_yaml.Document, problems: list[Problem]) -> ConfigError:
-    """All problems of a document as one error, each with its line."""
-    located = sorted(dict.fromkeys(map(document.locate, problems)), key=lambda p: int(p.where.rpartition(":")[2]))
-    count = f"{len(located)} problem{'s' if len(located) != 1 else ''}"
-    return ConfigError(located, title=f"{document.file}: {count}, nothing was run")

@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from pydantic import NonNegativeInt
 
 from llama_variants.errors import Problem
@@ -72,6 +71,6 @@ class ComponentRegistry(Registry[T]):
 
 
 # Any: each family asks more of its members than their base class says.
-OPTIMIZER: ComponentRegistry[Any] = ComponentRegistry("optimizer", torch.optim.Optimizer, OptimizerConfig)
-SCHEDULE: ComponentRegistry[Any] = ComponentRegistry("schedule", object, ScheduleConfig)
-PROBE: ComponentRegistry[Any] = ComponentRegistry("probe", object, ProbeConfig)
+OPTIMIZER: ComponentRegistry[Any] = ComponentRegistry("optimizer", "torch.optim.Optimizer", OptimizerConfig)
+SCHEDULE: ComponentRegistry[Any] = ComponentRegistry("schedule", "builtins.object", ScheduleConfig)
+PROBE: ComponentRegistry[Any] = ComponentRegistry("probe", "builtins.object", ProbeConfig)

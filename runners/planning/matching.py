@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llama_variants import ConfigError, ModelConfig
+from llama_variants import ModelConfig
+from llama_variants.errors import ConfigError
 
 
 def match_params(model: ModelConfig, num_params: int) -> ModelConfig | None:

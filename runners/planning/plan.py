@@ -6,17 +6,19 @@ the control with its delta merged in, and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
 
 from analysis.store import schema
-from llama_variants import ConfigError
-from llama_variants.errors import Problem, check, one_of
+from llama_variants.errors import ConfigError, Problem, check, one_of
 from runners.planning import strict_yaml
-from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun, screens
-from runners.planning.bases import find_file, load_base, named_data, refusal
-from runners.planning.files import Decide, Delta, ExperimentFile, Mode, Seeds
-from runners.planning.plugins import import_plugins
+from runners.planning.lookup import find_file, refusal
+
+if TYPE_CHECKING:
+    from runners.planning.arms import PlannedArm, PlannedRun
+    from runners.planning.files import Decide, Delta, ExperimentFile, Mode
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         ConfigError: with every problem of the experiment, or of its base, each with file and line.
     """
     document = strict_yaml.load(file)
+    from runners.planning.files import ExperimentFile  # what can be said without these is said at once
+
     head, problems = check(ExperimentFile, document.data)
     problems = document.problems + problems
     base_name = base or (head.base if head else None)
@@ -114,23 +118,42 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         base_path = find_file("base", base_name, file.parent)
     except ConfigError as error:
         raise refusal(document, list(error.problems)) from None
+    written = _variants(document)
+    if problems and not (written or (head and (head.data or head.plugins))):  # it says nothing that a model could bear
+        raise refusal(document, problems + (list(_strangers(head, written, ())) if head else []))
+    return _on_base(document, head, problems, base_path, seeds)
+
+
+def _on_base(
+    document: strict_yaml.Document,
+    head: ExperimentFile | None,
+    problems: list[Problem],
+    base_path: FilePath,
+    seeds: int | None,
+) -> Plan:
+    """The plan over a base that is there; ``problems`` are told together with those of the variants."""
+    from runners.planning.arms import ArmBuilder, screens  # with torch, whose modules the blocks are
+    from runners.planning.bases import load_base, named_data
+    from runners.planning.files import Seeds
+    from runners.planning.plugins import import_plugins
+
+    folder = FilePath(document.file).parent
     base_file, control = load_base(base_path)
     decide = base_file.decide
     if head and head.data:
-        control = replace(control, data=named_data(head.data, file.parent, document))
+        control = replace(control, data=named_data(head.data, folder, document))
         decide = decide.model_copy(update={"sigma_source": f"{decide.sigma_source}; on the base's own data"})
     plugins = head.plugins if head else ()
-    if broken := import_plugins(plugins, file.parent):  # whatever its blocks are used for would be a problem too
+    if broken := import_plugins(plugins, folder):  # whatever its blocks are used for would be a problem too
         raise refusal(document, problems + broken)
     control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
-    variants = document.data.get("variants") if isinstance(document.data, dict) else None
     builder = ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
     arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
     taken = {arm.name for arm in (*arms, *budgets)}
     match: tuple[Mode, ...] = head.match if head else ("tokens",)
     declared = head.variants if head else {}
     expect = head.expect if head else {}
-    written = variants if isinstance(variants, dict) else {}
+    written = _variants(document)
     for name, raw in written.items():
         path = ("variants", name)
         delta = declared.get(name) or _salvage(raw)
@@ -141,15 +164,9 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
             problems += [problem.under(path) for problem in found if name in declared or problem.path]
             if arm is not None:
                 arms.append(arm)
-    for name in expect:
-        if name not in written:
-            problems.append(Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written)))
-    problems += builder.pairing_problems(arms)
-    confirming = head.confirm if head else None
     by_name = {arm.name: arm for arm in arms if arm.role == "variant"}
-    for name in confirming.variants if confirming else ():
-        if name not in by_name:
-            problems.append(Problem(("confirm", "variants"), f"unknown variant {name!r}", one_of(name, by_name)))
+    problems += builder.pairing_problems(arms)
+    problems += _strangers(head, written, by_name) if head else []
     if problems:
         raise refusal(document, problems)
     assert head is not None
@@ -164,16 +181,35 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
         paired=head.paired,
         budgets=() if head.budgets else tuple(budgets),
     )
-    if confirming is None:
+    if head.confirm is None:
         return plan
-    fresh = builder.fresh([arms[0], *(by_name[name] for name in dict.fromkeys(confirming.variants))], confirming.seeds)
+    confirmed = [by_name[name] for name in dict.fromkeys(head.confirm.variants)]
+    fresh = builder.fresh([arms[0], *confirmed], head.confirm.seeds)
     if problems := builder.pairing_problems(fresh):
         raise refusal(document, [problem.under(("confirm",)) for problem in problems])
     return replace(plan, confirm=replace(plan, arms=tuple(fresh), confirms=True))
 
 
+def _variants(document: strict_yaml.Document) -> Mapping[str, Any]:
+    """The variants as they are written, whatever else is wrong with the file."""
+    variants = document.data.get("variants") if isinstance(document.data, dict) else None
+    return variants if isinstance(variants, dict) else {}
+
+
+def _strangers(head: ExperimentFile, written: Mapping[str, Any], arms: Iterable[str]) -> Iterable[Problem]:
+    """Variants that are spoken of and not there: in ``expect`` by their own names, in ``confirm`` by their arms'."""
+    for name in head.expect:
+        if name not in written:
+            yield Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written))
+    for name in head.confirm.variants if head.confirm else ():
+        if name not in arms:
+            yield Problem(("confirm", "variants"), f"unknown variant {name!r}", one_of(name, arms))
+
+
 def _salvage(raw: object) -> Delta:
     """The readable sections of a variant whose mapping has other problems, so that these sections are checked too."""
+    from runners.planning.files import Delta
+
     sections = raw if isinstance(raw, dict) else {}
     model, train = (value if isinstance(value := sections.get(key), dict) else {} for key in ("model", "train"))
     return Delta(model=model, train=train)

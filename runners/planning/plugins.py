@@ -7,14 +7,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from llama_variants import ModelConfig, build_model
 from llama_variants.errors import Problem
 from llama_variants.registry import FAMILIES
 from runners.planning.components import OPTIMIZER, PROBE, SCHEDULE
+
+if TYPE_CHECKING:
+    from llama_variants import ModelConfig
 
 
 def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
@@ -23,7 +23,11 @@ def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
     ``folder`` joins the path last: a file beside an experiment hides nothing that is installed. Worker processes
     inherit the path and import by name.
     """
-    if names and str(folder.resolve()) not in sys.path:
+    if not names:
+        return []
+    # This project's own blocks first: a plugin's are told from them, and may derive from them.
+
+    if str(folder.resolve()) not in sys.path:
         sys.path.append(str(folder.resolve()))
     problems = []
     for i, name in enumerate(names):
@@ -48,6 +52,11 @@ def try_out(model: ModelConfig, seq_len: int = 16) -> list[Problem]:
 
     On the meta device: no storage, no arithmetic.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from llama_variants import build_model  # with transformers, which no plan without plugins needs
+
     try:
         built = build_model(model, device="meta")
         with FlopCounterMode(display=False) as counter:

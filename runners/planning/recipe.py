@@ -7,15 +7,15 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
-from llama_variants import ModelConfig
+from llama_variants.config import ModelConfig
 from llama_variants.errors import ConfigError, M, Problem, StrictModel, check
 from llama_variants.registry import ComponentConfig
 from llama_variants.types import OBSERVES, bearing
-from runners.data import Corpus, DataConfig
+from runners.data.config import DataConfig
 from runners.planning.components import (
     OPTIMIZER,
     PROBE,
@@ -25,6 +25,9 @@ from runners.planning.components import (
     ProbeConfig,
     ScheduleConfig,
 )
+
+if TYPE_CHECKING:
+    from runners.data.batches import Corpus
 
 SEMANTICS = 1
 """Version of the training loop: raised whenever the same recipe gives other losses, so that old runs stop counting."""

@@ -16,8 +16,8 @@ import torch
 from analysis.stats.agreement import scatter_band
 from llama_variants import build_model
 from llama_variants.errors import ConfigError, Problem, StrictModel, check
-from runners.data import Corpus
 from runners.data.atomic import write_atomically
+from runners.data.batches import Corpus
 from runners.planning.arms import PlannedRun
 from runners.planning.recipe import Recipe
 from runners.reproduce.log_compare import Outcome, Row

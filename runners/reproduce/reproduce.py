@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 
 from analysis.report.log_figure import log_figure
 from llama_variants.errors import ConfigError, Problem
-from runners.data import Corpus, prepare
 from runners.data.atomic import write_atomically
+from runners.data.batches import Corpus
+from runners.data.shards import prepare
 from runners.execution.one_run import Options, execute
-from runners.execution.sweep import SMALL_PARAMS
+from runners.execution.slots import SMALL_PARAMS
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan, load_plan
 from runners.reproduce.first_batch import (
@@ -48,7 +49,7 @@ OURS = Path("training.log")
 
 
 @dataclass(frozen=True)
-class Request:
+class ReproduceRequest:
     """What `reproduce` was asked for; None is as the log has it, and for ``steps`` as many as are sensible."""
 
     files: Sequence[Path]
@@ -81,7 +82,7 @@ class Promise:
 
 
 def reproduce(
-    request: Request,
+    request: ReproduceRequest,
     root: Path,
     cache: Path,
     stop: StopRequest,
@@ -151,7 +152,7 @@ def _by_run(known: Sequence[Known]) -> list[tuple[Known, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _promise(known: tuple[Known, ...], request: Request) -> Promise:
+def _promise(known: tuple[Known, ...], request: ReproduceRequest) -> Promise:
     first = known[0]
     plan, run = _run_of(first.file, first.log.header["command"])
     check_comparable(first.file, first.log.recipe, {**run.recipe.identity(), "seed": run.seed})
@@ -237,7 +238,7 @@ def _first_batch(
     record: FirstBatch,
     run: PlannedRun,
     corpus: Corpus,
-    request: Request,
+    request: ReproduceRequest,
     say: Callable[[str], None],
 ) -> Outcome:
     count = run.recipe.train.batch_size
@@ -252,7 +253,7 @@ def _first_batch(
 def _again(
     promise: Promise,
     corpus: Corpus,
-    request: Request,
+    request: ReproduceRequest,
     root: Path,
     cache: Path,
     stop: StopRequest,
@@ -302,7 +303,7 @@ def _again(
     return outcomes, failed
 
 
-def _device(request: Request, one: Known) -> torch.device:
+def _device(request: ReproduceRequest, one: Known) -> torch.device:
     on_processor = one.log.stratum.on_cpu
     name = request.device or ("cpu" if on_processor else "auto")
     try:
@@ -311,7 +312,7 @@ def _device(request: Request, one: Known) -> torch.device:
         raise ConfigError([Problem(("--device",), name, str(error))]) from None
 
 
-def _way(known: Sequence[Known], device: torch.device, request: Request) -> tuple[Way, Known]:
+def _way(known: Sequence[Known], device: torch.device, request: ReproduceRequest) -> tuple[Way, Known]:
     """How to make the run again, and the log that this follows: one of this platform, where there is one."""
     here = platform_tag(device)
     lead = next((one for one in known if Way.of(one.log).platform == here), known[0])

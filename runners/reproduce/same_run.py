@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_variants.config import flatten
 from llama_variants.errors import ConfigError, Problem
-from runners.data import Corpus
+from runners.data.batches import Corpus
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

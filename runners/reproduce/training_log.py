@@ -19,7 +19,7 @@ import torch
 
 from analysis.store.stratum import Stratum
 from llama_variants import load_pretrained
-from runners.data import Corpus
+from runners.data.batches import Corpus
 from runners.planning.recipe import run_key
 from runners.runs.folder import RunFolder
 from runners.training.loss import evaluate

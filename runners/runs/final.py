@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from llama_variants import LlamaForCausalLM
-from runners.data import Corpus
 from runners.data.atomic import whole_folder
+from runners.data.batches import Corpus
 from runners.runs.folder import RunFolder
 
 

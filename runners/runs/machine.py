@@ -49,16 +49,16 @@ def processor() -> str:
     return f"{vendor}-{torch.backends.cpu.get_cpu_capability().replace(' ', '-')}"
 
 
-def matmul_flops(device: torch.device) -> float:
-    """FLOP/s of a large matrix product, the fastest of eight: what no training step here can pass.
+def matmul_flops(device: torch.device, times: int = 8) -> float:
+    """FLOP/s of a large matrix product, the fastest of ``times``: what no training step here can pass.
 
     In bfloat16 on a card, in float32 on a processor.
     """
     size = 8192 if device.type == "cuda" else 1024  # large enough that starting it costs nothing beside it
     x = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-    times = []
-    for _ in range(8):
+    taken = []
+    for _ in range(times):
         began = time.perf_counter()
         (x @ x).sum().item()  # waits for the device
-        times.append(time.perf_counter() - began)
-    return 2 * size**3 / min(times)
+        taken.append(time.perf_counter() - began)
+    return 2 * size**3 / min(taken)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
-from llama_variants import LlamaForCausalLM
-from runners.data import Corpus
 from runners.planning.components import SCHEDULE
 from runners.planning.recipe import TrainConfig
+
+if TYPE_CHECKING:  # with transformers, which the gates of a recipe do without
+    from llama_variants import LlamaForCausalLM
+    from runners.data.batches import Corpus
 
 GRADIENT_STEPS = 3  # a gate initialised at zero may need a step or two before a gradient passes it
 MIN_LR = 1e-9

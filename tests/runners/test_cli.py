@@ -104,7 +104,7 @@ def test_from_yaml_to_verdict_and_again(cli, project):
 
 
 @pytest.mark.slow
-def test_stages_gates_budgets_and_a_look(cli, project):
+def test_stages_requirements_budgets_and_a_look(cli, project):
     """One experiment through all that may follow a first verdict."""
     base = project / "experiments/base/micro.yaml"
     base.write_text(base.read_text().replace("seeds: {control: 3,", "budgets: [0.5]\nseeds: {control: 3, budget: 2,"))
@@ -115,7 +115,7 @@ def test_stages_gates_budgets_and_a_look(cli, project):
     )
     assert "then, to confirm, on fresh seeds" in cli("plan", EXPERIMENT).stdout
     assert "confirm" in json.loads(cli("plan", EXPERIMENT, "--json").stdout)
-    done = cli("run", EXPERIMENT, "--jobs", 1, "--gate", "worse:theta_100")
+    done = cli("run", EXPERIMENT, "--jobs", 1, "--require", "worse:theta_100")
     verdicts = done.stdout.split("to confirm, on fresh seeds:")
     assert len(verdicts) == 2
     words = [
@@ -123,9 +123,9 @@ def test_stages_gates_budgets_and_a_look(cli, project):
     ]
     assert len(words) == 2
     assert done.returncode == int(words[1] != "worse"), done.stdout + done.stderr
-    assert (f"gate: theta_100 is {words[1]}, not worse" in done.stderr) == (words[1] != "worse")
-    gates = "better,worse,equivalent,undecided:theta_100"
-    assert cli("report", EXPERIMENT, "--gate", gates).returncode == 0
+    assert (f"required: theta_100 is {words[1]}, not worse" in done.stderr) == (words[1] != "worse")
+    allowed = "better,worse,equivalent,undecided:theta_100"
+    assert cli("report", EXPERIMENT, "--gate", allowed).returncode == 0  # as it was called
     records = json.loads(cli("report", EXPERIMENT, "--json").stdout)
     assert [(r["stage"], r["arm"]) for r in records][-2:] == [("confirm", "control"), ("confirm", "theta_100")]
     assert all(record["worth"] is None for record in records)
@@ -195,19 +195,19 @@ def test_power_and_calibration_on_finished_runs(cli, project):
 
 
 @pytest.mark.parametrize(
-    ("gate", "says"),
+    ("required", "says"),
     [
         ("better:nope", "theta_100"),
         ("bettr:theta_100", "did you mean 'better'"),
         ("theta_100", "WORDS:ARM"),
         (":", "WORDS:ARM"),
-        ("better:theta_100 worse:theta_100", "one gate for theta_100"),
+        ("better:theta_100 worse:theta_100", "one requirement for theta_100"),
     ],
 )
-def test_a_gate_that_cannot_be_is_refused(project, monkeypatch, capsys, gate, says):
+def test_a_requirement_that_cannot_be_is_refused(project, monkeypatch, capsys, required, says):
     monkeypatch.chdir(project)
-    gates = (part for text in gate.split() for part in ("--gate", text))
-    assert main(["report", EXPERIMENT, *gates]) == 2
+    words = (part for text in required.split() for part in ("--require", text))
+    assert main(["report", EXPERIMENT, *words]) == 2
     assert says in capsys.readouterr().err
 
 
@@ -468,22 +468,22 @@ def here(inside):
     return functools.partial(inside, ROOT)
 
 
-def test_doctor_says_what_a_model_costs(here):
-    code, text, _ = here("doctor", "--model", "smollm2-135m")
+def test_model_says_what_a_model_costs(here):
+    code, text, _ = here("model", "--model", "smollm2-135m")
     assert code == 0
     assert "134,515,008, all trainable" in text
-    code, text, _ = here("doctor", "--set", "head.type=untied", "--set", "layers.every 4.rotary.type=nope", "--json")
+    code, text, _ = here("model", "--set", "head.type=untied", "--set", "layers.every 4.rotary.type=nope", "--json")
     data = json.loads(text)
     assert data["params"]["total"] == 162_826_560
     assert [row["count"] for row in data["rows"]] == [1, 23, 7, 1, 1]
-    assert "in windows of 32 tokens" in here("doctor", "--model", "experiments/base/tiny.yaml", "--seq-len", "32")[1]
+    assert "in windows of 32 tokens" in here("model", "--model", "experiments/base/tiny.yaml", "--seq-len", "32")[1]
 
 
-def test_doctor_reads_a_saved_model(here, tmp_path):
+def test_model_reads_a_saved_model(here, tmp_path):
     config = ModelConfig.preset("smollm2-135m").override({"num_hidden_layers": 1, "vocab_size": 300})
     for name, delta in (("stock", {}), ("variant", {"mlp": {"type": "relu2"}})):
         build_model(config.override(delta)).save_pretrained(tmp_path / name)
-        code, text, _ = here("doctor", "--model", str(tmp_path / name))
+        code, text, _ = here("model", "--model", str(tmp_path / name))
         assert code == 0
         assert f"{config.override(delta).num_params:,}" in text
 
@@ -491,23 +491,23 @@ def test_doctor_reads_a_saved_model(here, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("doctor", "--model", "smollm2-153m"), "did you mean 'smollm2-135m'?"),
-        (("doctor", "--model", "tests"), "a folder that transformers can load"),
-        (("doctor", "--model", "absent.yaml"), "No such file"),
-        (("doctor", "--model", "experiments/demo.yaml"), "an experiment; allowed: a base, as its tiny"),
-        (("doctor", "--plugin", "no_such_module"), "a module that is installed, on the path"),
+        (("model", "--model", "smollm2-153m"), "did you mean 'smollm2-135m'?"),
+        (("model", "--model", "tests"), "a folder that transformers can load"),
+        (("model", "--model", "absent.yaml"), "No such file"),
+        (("model", "--model", "experiments/demo.yaml"), "an experiment; allowed: a base, as its tiny"),
+        (("model", "--plugin", "no_such_module"), "a module that is installed, on the path"),
         (("blocks", "slidng_window"), "did you mean 'sliding_window'"),
-        (("doctor", "--set", "head"), "PATH=VALUE"),
-        (("doctor", "--set", "head.tpye=untied"), "did you mean 'type'?"),
-        (("doctor", "--set", "mlp.expansion=[1"), "--set mlp.expansion"),
-        (("doctor", "--set", "head=tied"), "a mapping with `type`"),
-        (("doctor", "--set", "norm.eps='1e-5'"), "received '1e-5' (text)"),
-        (("doctor", "--set", "head=1", "--set", "head.type=tied"), "one value for 'head', not two"),
+        (("model", "--set", "head"), "PATH=VALUE"),
+        (("model", "--set", "head.tpye=untied"), "did you mean 'type'?"),
+        (("model", "--set", "mlp.expansion=[1"), "--set mlp.expansion"),
+        (("model", "--set", "head=tied"), "a mapping with `type`"),
+        (("model", "--set", "norm.eps='1e-5'"), "received '1e-5' (text)"),
+        (("model", "--set", "head=1", "--set", "head.type=tied"), "one value for 'head', not two"),
         (("weights", "--base", "tiny"), "only that comes with weights"),
         (("weights", "--base", "tinny"), "did you mean 'tiny'?"),
     ],
 )
-def test_wrong_words_to_the_other_verbs(here, arguments, says):
+def test_wrong_allowedto_the_other_verbs(here, arguments, says):
     code, out, errors = here(*arguments)
     assert (code, out) == (2, "")
     assert says in errors

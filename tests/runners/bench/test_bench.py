@@ -24,8 +24,9 @@ from runners.bench.peers import kernel_class, kernel_shares
 from runners.bench.suite import WHAT
 from runners.cli import main
 from runners.data import prepare
-from runners.planning.bases import find_file, load_base
+from runners.planning.bases import load_base
 from runners.planning.components import SCHEDULE
+from runners.planning.lookup import find_file
 from runners.training import loop as loop
 from tests.llama_variants.models import TINY
 from tests.runners.helpers import changed

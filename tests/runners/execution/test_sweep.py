@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from analysis.stats.eligibility import stands_alone
 from analysis.store.stratum import Stratum
-from runners.execution.sweep import Slots, made_apart
+from runners.execution.slots import Slots
+from runners.execution.todo import made_apart, statuses
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
 
@@ -55,9 +56,9 @@ def finished(project, monkeypatch):
 def test_runs_apart_in_time_are_made_again(finished, hours, now, apart):
     plan = finished(hours)
     runs = plan.runs()
-    made = made_apart(plan, Path("runs"), CARD, now * HOUR)
+    made = made_apart(plan, statuses(plan, Path("runs")), CARD, now * HOUR)
     assert sorted(runs.index(run) for run in made) == apart
-    assert made_apart(plan, Path("runs"), CPU, now * HOUR) == []
+    assert made_apart(plan, statuses(plan, Path("runs")), CPU, now * HOUR) == []
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example marks its own runs as done
@@ -67,7 +68,7 @@ def test_what_is_made_again_leaves_nothing_alone(finished, hours):
     now = 61
     plan = finished(hours)
     runs = plan.runs()
-    made = made_apart(plan, Path("runs"), CARD, now * HOUR)
+    made = made_apart(plan, statuses(plan, Path("runs")), CARD, now * HOUR)
 
     def barred(again):
         whens = [now if run in again or place >= len(hours) else hours[place] for place, run in enumerate(runs)]
@@ -91,4 +92,5 @@ def test_what_repeats_its_bits_needs_no_company(finished):
         return replace(arm, recipe=replace(arm.recipe, train=train))
 
     arms = tuple(deterministic(arm) for arm in plan.arms)
-    assert made_apart(replace(plan, arms=arms), Path("runs"), CARD, 36 * HOUR) == []
+    known = statuses(plan, Path("runs"))
+    assert made_apart(replace(plan, arms=arms), known, CARD, 36 * HOUR) == []

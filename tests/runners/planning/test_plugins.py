@@ -179,13 +179,13 @@ def test_a_slip_in_a_block_is_found_before_anything_runs(plugged, monkeypatch, o
     assert re.search(r"\.py:\d+", str(caught.value))
 
 
-def test_the_doctor_tries_a_plugin_out(cli, plugged):
+def test_the_summary_tries_a_plugin_out(cli, plugged):
     (plugged / "my_blocks.py").write_text((plugged / "experiments/my_blocks.py").read_text())
     delta = ("--set", "attention.type=temperature")
-    done = cli("doctor", "--model", "experiments/base/micro.yaml", "--plugin", "my_blocks", *delta)
+    done = cli("model", "--model", "experiments/base/micro.yaml", "--plugin", "my_blocks", *delta)
     assert done.returncode == 0, done.stderr
     assert "temperature" in done.stdout
-    assert cli("doctor", "--model", "experiments/base/micro.yaml", *delta).returncode == 2
+    assert cli("model", "--model", "experiments/base/micro.yaml", *delta).returncode == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,29 @@
+"""Where the files lie that experiments name, and how a file with problems is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Literal
+
+from llama_variants.errors import ConfigError, Problem, one_of
+from runners.planning.strict_yaml import Document
+
+
+def find_file(kind: Literal["base", "data"], name: str, beside: FilePath | None = None) -> FilePath:
+    """The file of a base, or of data: in a folder ``kind`` under ``beside``, or in experiments/ of the current folder.
+
+    Raises ConfigError when neither holds it.
+    """
+    folders = [*([beside / kind] if beside else []), FilePath("experiments") / kind]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    raise ConfigError([Problem((kind,), f"unknown {kind} {name!r}", one_of(name, known))])
+
+
+def refusal(document: Document, problems: list[Problem]) -> ConfigError:
+    """All problems of a document as one error, each with its line."""
+    located = sorted(dict.fromkeys(map(document.locate, problems)), key=lambda p: int(p.where.rpartition(":")[2]))
+    count = f"{len(located)} problem{'s' if len(located) != 1 else ''}"
+    return ConfigError(located, title=f"{document.file}: {count}, nothing was run")

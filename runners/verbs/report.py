@@ -1,0 +1,59 @@
+"""`report`: judge what has run, and write the report."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from runners.verbs.common import RUNS, Context, OnExperiment, add_experiment, add_json, read_plan, verb
+from runners.verbs.reporting import Requiring, add_require, print_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OnExperiment, Requiring):
+    """Which experiment, and what to make of it besides the report."""
+
+    as_json: bool
+    notebooks: bool
+    keep: Path | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of :class:`Options`."""
+    add_experiment(parser)
+    add_json(parser, "print the table as JSON")
+    parser.add_argument("--notebooks", action="store_true", help="also run the notebooks and export them as HTML")
+    add_require(parser)
+    text = "also keep declaration and runs, from MLflow, as a file in this folder (for `results`)"
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help=text)
+
+
+def report(options: Options, context: Context) -> int:
+    """Judge what has run. Raises ConfigError where nothing has."""
+    plan = read_plan(options)
+    from llama_variants.errors import ConfigError, Problem
+    from runners.runs.folder import RunFolder
+    from runners.verdicts import read_requirements
+
+    required = read_requirements(options.require, plan)
+    if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
+        allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
+        raise ConfigError([Problem((), f"nothing to report: no run of {plan.name} on {plan.base}", allowed)])
+    from runners.tracking import Mirrors
+
+    shown = {"as_json": options.as_json, "notebooks": options.notebooks}
+    return 0 if print_report(plan, Mirrors(RUNS), options, required, keep=options.keep, **shown) else 1
+
+
+VERB = verb(
+    Options,
+    report,
+    add_arguments,
+    summary="print the verdicts of what has run and write the report",
+    examples=(
+        "report experiments/demo.yaml",
+        "report experiments/demo.yaml --json",
+        "report experiments/head_grouping.yaml --base tiny --keep experiments/results",
+    ),
+)

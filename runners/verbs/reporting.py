@@ -1,0 +1,64 @@
+"""Judge what has run, print it and hold it against what was required: the end of `run`, and the whole of `report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runners.verbs.common import REPORTS, OnExperiment
+
+if TYPE_CHECKING:
+    from runners.planning.plan import Plan
+    from runners.tracking import Mirrors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requiring:
+    """Verdicts without which the exit code is 1."""
+
+    require: list[str]
+
+
+def add_require(parser: argparse.ArgumentParser) -> None:
+    """Those of :class:`Requiring`; ``--gate`` is what it was called."""
+    text = "exit with 1 unless the verdict is one of these, e.g. better:mqa or better,equivalent:mqa"
+    parser.add_argument("--require", action="append", default=[], metavar="WORDS:VARIANT", help=text)
+    parser.add_argument("--gate", action="append", default=argparse.SUPPRESS, dest="require", help=argparse.SUPPRESS)
+
+
+def print_report(
+    plan: Plan,
+    mirrors: Mirrors,
+    options: OnExperiment,
+    required: Mapping[str, set[str]],
+    *,
+    as_json: bool = False,
+    notebooks: bool = False,
+    keep: Path | None = None,
+) -> bool:
+    """Whether every requirement is met."""
+    from runners.verdicts import report
+
+    reported = report(plan, mirrors, REPORTS, _same_runs(options), notebooks=notebooks, keep=keep)
+    if as_json:
+        print(reported.files["table"].read_text())
+    else:
+        print(f"\n{reported.text}\n")
+        for name in ("report", "markdown", "table"):
+            print(f"{name + ':':<9} {reported.files[name]}")
+        print(f"compare the runs in the MLflow UI: make ui, {reported.page}")
+    missed = reported.missed(required)
+    for line in missed:
+        print(line, file=sys.stderr)
+    return not missed
+
+
+def _same_runs(options: OnExperiment) -> str:
+    """The command that makes the same runs."""
+    words = [f"make ablation EXP={options.experiment}"]
+    words += [f"{name}={value}" for name, value in (("BASE", options.base), ("SEEDS", options.seeds)) if value]
+    return " ".join(words)

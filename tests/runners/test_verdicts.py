@@ -1,0 +1,108 @@
+"""What a command does once: a mirror for each stage, and one comparison of each, whoever asks for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis.report import page
+from analysis.store.schema import METRICS
+from runners import tracking
+from runners.execution import sweep
+from runners.execution.slots import Slots
+from runners.planning.plan import load_plan
+from runners.runs.folder import RunFolder
+from runners.runs.signals import StopRequest
+from runners.tracking import Mirrors
+from runners.verdicts import read_requirements, report
+from tests.runners.conftest import clean_environment
+from tests.runners.test_startup import WATCH
+
+
+@pytest.fixture
+def done(project, monkeypatch):
+    """A plan of two stages whose runs are all finished, with made-up losses."""
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    file = project / "experiments/micro_theta.yaml"
+    file.write_text(file.read_text() + "confirm: {variants: [theta_100], seeds: {control: 2, variant: 2}}\n")
+    plan = load_plan(file)
+    for place, run in enumerate(run for stage in plan.stages for run in stage.runs()):
+        folder = RunFolder(Path("runs"), run.key)
+        folder.create(run.recipe, run.seed)
+        folder.begin("device=cpu", {}, "data")
+        loss = 4.0 + 0.01 * (place % 3) + (0.2 if run.arm == "theta_100" else 0.0)
+        folder.log(30, dict.fromkeys(METRICS, 1.0) | {"final/val_loss": loss, "val/loss": loss})
+        folder.end("FINISHED")
+    return plan
+
+
+def counted(monkeypatch, place, name):
+    """Calls of a function or class, by its first argument's type."""
+    calls, real = [], getattr(place, name)
+
+    def counting(*arguments, **options):
+        calls.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(place, name, counting)
+    return calls
+
+
+def test_a_command_mirrors_and_judges_each_stage_once(done, monkeypatch, capsys):
+    from rich.console import Console
+
+    made = counted(monkeypatch, tracking, "Mirror")
+    judged = counted(monkeypatch, page, "compare")
+    mirrors = Mirrors(Path("runs"))
+    for stage in done.stages:
+        sweep.run_plan(
+            stage,
+            root=Path("runs"),
+            cache=Path("cache"),
+            slots=Slots(("cpu",), 1),
+            console=Console(),
+            stop=StopRequest(),
+            mirrors=mirrors,
+        )
+    reported = report(done, mirrors, Path("reports"), "make ablation")
+    assert reported.text
+    assert reported.missed(read_requirements(["better:theta_100"], done)) == [
+        "required: theta_100 is worse, not better"
+    ]
+    assert len(made) == len(judged) == len(done.stages) == 2
+    records = json.loads(reported.files["table"].read_text())
+    assert [record["stage"] for record in records].count("confirm") == 2
+
+
+def test_each_status_is_read_once_where_a_sweep_decides_what_to_do(done, monkeypatch):
+    from runners.execution.todo import made_apart, made_otherwise, statuses, unfinished
+
+    read = []
+    real = RunFolder.status.fget
+    monkeypatch.setattr(RunFolder, "status", property(lambda self: read.append(self.key) or real(self)))
+    known, slots = statuses(done, Path("runs")), Slots(("cpu",), 1)
+    assert unfinished(done, known) == []
+    made_otherwise(done, Path("runs"), known, slots)
+    made_apart(done, known, slots)
+    assert sorted(read) == sorted(run.key for run in done.runs())
+
+
+def test_a_command_with_nothing_left_to_run_loads_no_model(done, project):
+    """A second `make ablation` only reports."""
+    watched = subprocess.run(
+        [sys.executable, "-c", WATCH, "modules", "run", "experiments/micro_theta.yaml", "--device", "cpu"],
+        cwd=project,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert watched.returncode == 0, watched.stderr
+    assert "theta_100" in watched.stdout
+    modules = set((project / "modules").read_text().split())
+    assert {"mlflow", "matplotlib"} <= modules
+    assert not {"transformers", "llama_variants.model", "scipy.stats"} & modules
