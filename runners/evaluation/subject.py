@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from analysis.store.schema import METRICS, Metric
-from llama_variants import LlamaForCausalLM
-from runners.data.batches import Corpus
 from runners.planning.components import PROBE
-from runners.planning.recipe import Recipe
-from runners.training.loss import Evaluation, evaluate
+
+if TYPE_CHECKING:  # with transformers, which checking a probe's settings does without
+    from llama_variants import LlamaForCausalLM
+    from runners.data.batches import Corpus
+    from runners.planning.recipe import Recipe
+    from runners.training.loss import Evaluation
 
 
 class Subject:
@@ -33,6 +36,8 @@ class Subject:
     @cached_property
     def evaluation(self) -> Evaluation:
         """The loss on each of the recipe's fixed validation windows."""
+        from runners.training.loss import evaluate
+
         config = self.recipe.train
         windows = self.corpus.validation.windows(self.num_windows, config.seq_len)
         return evaluate(self.model, windows, batch_size=self.micro_batch, precision=config.precision)

@@ -47,11 +47,15 @@ def first_batch_losses(recipe: Recipe, seed: int, corpus: Corpus, rows: Sequence
     return [float(loss) for loss in losses]
 
 
+UPDATES = ("optimizer.", "schedule.")  # parts of a recipe that no loss before the first update depends on
+
+
 def first_batch_recipe(recipe: Recipe, seed: int) -> dict[str, Any]:
     """The part of a run's identity that its first batch's losses depend on."""
     identity = recipe.identity()
     train = {name: identity["train"][name] for name in ("seq_len", "tokens_per_step")}
-    return json.loads(json.dumps({**identity, "train": train, "eval": {}, "seed": seed}))
+    semantics = {name: version for name, version in identity["semantics"].items() if not name.startswith(UPDATES)}
+    return json.loads(json.dumps({**identity, "train": train, "eval": {}, "semantics": semantics, "seed": seed}))
 
 
 def write_first_batch(file: Path, run: PlannedRun, title: str, command: str, corpus: Corpus) -> None:

@@ -39,7 +39,7 @@ def golden(request, suite) -> dict:
         lines = [f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in record["losses"].items()]
         text = f'{{"seed_sd": {json.dumps(record["seed_sd"])},\n "losses": {{\n' + ",\n".join(lines) + "\n}}\n"
         file.write_text(text)
-    files = [file] if file.exists() else sorted(GOLDEN.glob("*.json"))
+    files = [file] if file.exists() else sorted(GOLDEN.glob("cpu-*.json"))
     return json.loads(files[0].read_text()) | {"exact": file.exists()}
 
 
