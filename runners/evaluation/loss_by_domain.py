@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -29,9 +30,15 @@ class LossByDomain:
         split, seq_len = subject.corpus.validation, subject.recipe.train.seq_len
         losses = subject.evaluation.windows  # (n,)
         starts = torch.from_numpy(split.fixed_places(subject.num_windows, seq_len)) * seq_len
-        found = {}
+        found: dict[str, float] = {}
         for name, domain in subject.corpus.manifest["splits"]["validation"]["domains"].items():
             inside = (starts >= domain["start"]) & (starts < domain["start"] + domain["tokens"])
             if inside.any():
-                found[f"val/loss_by_domain/{name}"] = float(losses[inside].mean())
+                key = _key(name)
+                found[key if key not in found else f"{key}_{len(found)}"] = float(losses[inside].mean())
         return found
+
+
+def _key(domain: str) -> str:
+    """MLflow takes few characters in a name, and no name that would be another one as a path."""
+    return "val/loss_by_domain/" + re.sub(r"[^\w.-]+", "_", domain).strip("._")[-100:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import pytest
 from torch import nn
@@ -20,7 +21,7 @@ def member() -> type[nn.Module]:
 
 
 def test_a_name_twice_names_both_places():
-    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    registry: Registry[nn.Module] = Registry("toy", "torch.nn.Module", BlockConfig)
     registry.register("a")(member())
     with pytest.raises(ValueError, match=r"'a' is registered twice: .*test_registry.py:\d+ and .*test_registry.py:\d+"):
         registry.register("a")(member())
@@ -28,7 +29,7 @@ def test_a_name_twice_names_both_places():
 
 
 def test_wrong_base_and_missing_config():
-    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    registry: Registry[nn.Module] = Registry("toy", "torch.nn.Module", BlockConfig)
     with pytest.raises(TypeError, match="must derive from Module"):
         registry.register("a")(type("NotAModule", (), {"Config": BlockConfig}))
     with pytest.raises(TypeError, match="needs a Config"):
@@ -50,26 +51,39 @@ def test_wrong_base_and_missing_config():
 
 @pytest.mark.parametrize("name", ["", "Upper", "with-hyphen", "1st", "a b"])
 def test_a_name_that_no_yaml_should_say(name):
-    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    registry: Registry[nn.Module] = Registry("toy", "torch.nn.Module", BlockConfig)
     with pytest.raises(ValueError, match="lower-case letters"):
         registry.register(name)(member())
 
 
 def test_versions_of_our_own_blocks_are_declared_and_those_of_others_read_from_their_file(tmp_path, monkeypatch):
     assert FAMILIES["mlp"].version("swiglu") == "1"
-    registry: Registry[nn.Module] = Registry("toy", nn.Module)
+    registry: Registry[nn.Module] = Registry("toy", "torch.nn.Module", BlockConfig)
     text = (
-        "from torch import nn\nfrom llama_variants.registry import FreeConfig\n"
-        "class Block(nn.Module):\n    class Config(FreeConfig):\n        pass\n"
+        "from torch import nn\nfrom llama_variants.registry import FreeConfig\nWIDTH = 3\n"
+        "class Block(nn.Module):\n    class Config(FreeConfig):\n        width: int = WIDTH\n"
+        "class Neighbour(nn.Module):\n    width = 1\n"
     )
-    versions = set()
+    texts = {
+        "itself": text,
+        "a comment": text + "# a comment\n",
+        "a neighbour": text.replace("width = 1", "width = 2"),
+        "what it names": text.replace("WIDTH = 3", "WIDTH = 4"),
+        "its body": text.replace("= WIDTH", "= WIDTH + 1"),
+    }
     monkeypatch.syspath_prepend(tmp_path)
-    for i, ending in enumerate(("", "# a comment is a change too: better once too often than once too few\n")):
-        (tmp_path / f"plugin_{i}.py").write_text(text + ending)
-        registry.register(f"b{i}")(importlib.import_module(f"plugin_{i}").Block)
-        versions.add(registry.version(f"b{i}"))
-    assert len(versions) == 2
-    assert all(version.startswith("1-") for version in versions)
+    versions = {}
+    for i, (name, written) in enumerate(texts.items()):
+        (tmp_path / f"plugin_{i}").mkdir()
+        (tmp_path / f"plugin_{i}/plugin.py").write_text(written)
+        monkeypatch.syspath_prepend(tmp_path / f"plugin_{i}")
+        sys.modules.pop("plugin", None)
+        registry.register(f"b{i}")(importlib.import_module("plugin").Block)
+        versions[name] = registry.version(f"b{i}")
+    sys.modules.pop("plugin")
+    assert all(version.startswith("1-") for version in versions.values())
+    assert versions["itself"] == versions["a comment"] == versions["a neighbour"]
+    assert len(set(versions.values())) == 3
 
 
 def test_unknown_name_says_what_there_is():

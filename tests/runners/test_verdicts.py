@@ -11,6 +11,7 @@ import pytest
 
 from analysis.report import page
 from analysis.store.schema import METRICS
+from analysis.store.stratum import Stratum
 from runners import tracking
 from runners.execution import sweep
 from runners.execution.slots import Slots
@@ -34,9 +35,12 @@ def done(project, monkeypatch):
     for place, run in enumerate(run for stage in plan.stages for run in stage.runs()):
         folder = RunFolder(Path("runs"), run.key)
         folder.create(run.recipe, run.seed)
-        folder.begin("device=cpu", {}, "data")
+        folder.begin(Stratum(device="cpu"), {}, "data")
         loss = 4.0 + 0.01 * (place % 3) + (0.2 if run.arm == "theta_100" else 0.0)
-        folder.log(30, dict.fromkeys(METRICS, 1.0) | {"final/val_loss": loss, "val/loss": loss})
+        folder.log(
+            30,
+            dict.fromkeys((key for key in METRICS if "*" not in key), 1.0) | {"final/val_loss": loss, "val/loss": loss},
+        )
         folder.end("FINISHED")
     return plan
 

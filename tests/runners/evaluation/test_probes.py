@@ -1,0 +1,106 @@
+"""What probes measure, under which keys, and what becomes of one that measures something else."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_variants import build_model
+from runners.data.shards import prepare
+from runners.evaluation.loss_by_domain import _key
+from runners.evaluation.subject import Subject, declared, final_key
+from runners.execution.one_run import Options, execute
+from runners.planning.bases import load_base
+from runners.planning.recipe import read_eval
+from runners.runs.folder import RunFolder
+from runners.runs.signals import StopRequest
+from tests.runners.children import new_run
+
+PLUGIN = """
+from typing import ClassVar
+from analysis.store.schema import Metric
+from runners.planning.components import PROBE, ProbeConfig
+
+@PROBE.register("my_probe")
+class Mine:
+    '''The number of windows.'''
+
+    class Config(ProbeConfig):
+        times: int = 1
+
+    metrics: ClassVar = {"val/windows": Metric("1", "how many windows there were")}
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, subject):
+        return {KEY: float(len(subject.evaluation.windows)) * self.config.times}
+"""
+
+
+def probed(recipe, **probes):
+    config, problems = read_eval({**recipe.to_dict()["eval"], "probes": {"loss": {}, **probes}})
+    assert not problems
+    return replace(recipe, eval=config)
+
+
+def test_losses_by_domain_average_to_the_loss(project, monkeypatch):
+    monkeypatch.chdir(project)
+    recipe = probed(load_base(Path("experiments/base/micro.yaml"))[1], loss_by_domain={})
+    corpus = prepare(recipe.data, Path("cache"))
+    subject = Subject(build_model(recipe.model, seed=1), recipe, corpus, 3)
+    measured = subject.measure()
+    domains = {key: value for key, value in measured.items() if key.startswith("val/loss_by_domain/")}
+    assert len(domains) == 3
+    places = corpus.validation.fixed_places(8, 32) * 32
+    spans = corpus.manifest["splits"]["validation"]["domains"].values()
+    counts = [sum(s["start"] <= place < s["start"] + s["tokens"] for place in places) for s in spans]
+    assert sum(counts) == 8
+    mean = sum(n * loss for n, loss in zip(counts, domains.values(), strict=True)) / 8
+    assert mean == pytest.approx(measured["val/loss"], abs=1e-9)
+    bits = measured["val/loss"] / math.log(2) / corpus.validation.bytes_per_token
+    assert measured["val/bits_per_byte"] == pytest.approx(bits)
+    assert measured["val/loss_se"] > 0
+
+
+@pytest.mark.parametrize("domain", ["text/a b.txt", "/abs/é?*.txt", "org/data [x]", "..", "a" * 300])
+def test_a_domain_of_any_name_gives_a_key_that_mlflow_takes(domain):
+    key = _key(domain)
+    assert re.fullmatch(r"val/loss_by_domain/[\w.-]{0,100}", key)
+    assert "//" not in key
+    assert "/." not in key
+
+
+def test_finals_are_named_after_what_was_measured():
+    assert final_key("val/loss") == "final/val_loss"
+    assert final_key("val/loss_by_domain/networkx") == "final/val_loss_by_domain/networkx"
+
+
+@pytest.mark.parametrize(("key", "state"), [("val/windows", "FINISHED"), ("val/window", "FAILED")])
+def test_a_plugin_s_probe_is_logged_and_one_that_is_not_declared_fails_at_once(project, monkeypatch, key, state):
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    name = f"probe_{key[-1]}"
+    (project / f"{name}.py").write_text(PLUGIN.replace("KEY", repr(key)).replace("my_probe", name))
+    _, base = load_base(Path("experiments/base/micro.yaml"))
+    __import__(name)
+    recipe = probed(replace(base, plugins=(name,)), **{name: {"times": 2}})
+    assert final_key("val/windows") in declared(recipe)
+    run = new_run(project, recipe)
+    assert run.key == new_run(project, base).key  # a probe only observes
+    run = RunFolder(Path("runs"), run.path.name)
+    (run.path / "config.yaml").unlink()
+    run.create(recipe, 5)
+    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    assert run.status.state == state
+    rows = run.rows()[0]
+    if state == "FAILED":
+        assert "logged but not declared" in run.status.reason
+        assert key in run.status.reason
+        assert rows == []  # not even the first step's
+    else:
+        assert rows[-1]["metrics"]["final/val_windows"] == rows[-1]["metrics"]["val/windows"] == 16.0
