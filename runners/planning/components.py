@@ -20,6 +20,7 @@ T = TypeVar("T")
 COMPONENTS: Mapping[str, Mapping[str, str]] = {
     "optimizer": {
         "adamw": "runners.training.optimizers.adamw",
+        "muon": "runners.training.optimizers.muon",
     },
     "schedule": {
         "wsd": "runners.training.schedules.wsd",
