@@ -27,7 +27,8 @@ from runners.data import prepare
 from runners.planning.bases import find_file, load_base
 from runners.training import loop as loop
 from tests.llama_variants.models import TINY
-from tests.runners.training.test_loop import SEED, trained
+from tests.runners.children import SEED
+from tests.runners.helpers import carried_out
 
 CPU = torch.device("cpu")
 
@@ -100,7 +101,8 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     """The bench's own steps, on a run's batches, give that run's losses to the last bit."""
     monkeypatch.chdir(project)
     recipe = load_base(find_file("base", "micro"))[1]
-    losses = [row["metrics"]["train/loss"] for row in trained(recipe)[:2]]  # at a rate that warm-up changes
+    rows = carried_out(recipe).rows()[0]
+    losses = [row["metrics"]["train/loss"] for row in rows[:2]]  # at a rate that warm-up changes
     assert recipe.train.warmup_steps > 2
     monkeypatch.setattr(contenders, "build_model", lambda config, seed, device: build_model(config, seed=SEED))
     monkeypatch.setattr(

@@ -12,23 +12,13 @@ from typing import Any
 import pytest
 
 from runners.data import prepare
-from runners.data.config import file_sha256
 from runners.planning.bases import load_base
 from runners.runs.folder import RunFolder
 from tests.runners.children import Plan, finish, new_run, start, wait_for
 from tests.runners.conftest import write_project
+from tests.runners.helpers import exact
 
 FAST, MANY = 6, 60
-CLOCK = ("throughput/", "memory/", "final/tokens_per_s", "final/peak_memory_bytes", "final/wall_time_s")
-
-
-def exact(run: RunFolder) -> list[Any]:
-    """All that a run logged but times and memory, with every digit; and the digest of its weights."""
-    rows = [
-        (row["step"], {key: value for key, value in row["metrics"].items() if not key.startswith(CLOCK)})
-        for row in run.rows()[0]
-    ]
-    return [*rows, file_sha256(run.final / "model.safetensors")]
 
 
 @pytest.fixture(scope="module")

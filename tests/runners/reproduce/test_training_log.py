@@ -11,28 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from runners.cli import main
 from runners.data import prepare
-from runners.execution.one_run import Options, execute
 from runners.planning.bases import load_base
-from runners.planning.recipe import Recipe
 from runners.reproduce.training_log import TrainingLog, training_log
 from runners.runs.folder import RunFolder
-from runners.runs.signals import Stopped, StopRequest
+from runners.runs.signals import Stopped
 from tests.runners.children import new_run
+from tests.runners.helpers import carried_out
 
 CPU = torch.device("cpu")
 EXPERIMENT = "experiments/micro_theta.yaml"
-
-
-@pytest.fixture
-def recipe(project, monkeypatch) -> Recipe:
-    monkeypatch.chdir(project)
-    return load_base(Path("experiments/base/micro.yaml"))[1]
-
-
-def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = None) -> RunFolder:
-    run = new_run(Path(), recipe, root=root)
-    execute(run, Path("cache"), "cpu", Options(stop_after=stop_after), StopRequest())
-    return run
 
 
 def text_of(run: RunFolder) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llama_variants import LlamaForCausalLM, build_model
 from runners.planning.bases import load_base
-from runners.planning.recipe import Recipe, TrainConfig
+from runners.planning.recipe import TrainConfig
 from runners.runs.folder import RunFolder
 from runners.training import autotune
 from runners.training.autotune import AT_ONCE, find_micro_batch, settle
@@ -25,15 +25,10 @@ from runners.training.loss import evaluate
 from runners.training.parallel import World
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 from tests.runners.children import SEED, Plan, call, finish, new_run, start, wait_for
+from tests.runners.conftest import write_project
 
 MODELS = {"control": TINY} | EVERY_MODEL
 BATCH = 4
-
-
-@pytest.fixture
-def recipe(project, monkeypatch) -> Recipe:
-    monkeypatch.chdir(project)
-    return load_base(Path("experiments/base/micro.yaml"))[1]
 
 
 @pytest.fixture
@@ -89,8 +84,6 @@ def _step(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> tuple[
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> dict[str, dict]:
-    from tests.runners.conftest import write_project
-
     folder = write_project(tmp_path_factory.mktemp("compiled"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llama_variants import LlamaMLP, build_model
 from runners.data import prepare
 from runners.execution.one_run import Options, execute
-from runners.planning.bases import load_base
 from runners.planning.recipe import EvalConfig, Recipe
 from runners.runs.checkpoint import Checkpoints
 from runners.runs.folder import RunFolder
@@ -24,17 +23,11 @@ from runners.runs.signals import Stopped, StopRequest
 from runners.training import loop
 from runners.training.determinism import make_deterministic
 from runners.training.loss import evaluate
-from tests.llama_variants.test_model import stock
+from tests.llama_variants.models import stock
 from tests.runners.children import new_run
 
 SEED = 5
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def recipe(project, monkeypatch) -> Recipe:
-    monkeypatch.chdir(project)
-    return load_base(Path("experiments/base/micro.yaml"))[1]
 
 
 def trained(recipe: Recipe, folder: str = "run") -> list[dict]:
