@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import time
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,16 @@ from tests.runners.children import Plan, finish, new_run, start, wait_for
 from tests.runners.conftest import write_project
 from tests.runners.helpers import exact
 
-FAST, MANY = 6, 60
+# Of the kills CI has a budget, the same ones each time; KILLS=all (`make test-kill`) has them all.
+STORM = os.environ.get("KILLS") == "all"
+TRIALS = range(60 if STORM else 20)
+FIRST_WRITE, DELETION = range(8, 25), range(58, 66)  # each operation of one save, and of an older one's deletion
+OPERATIONS = range(2, 92) if STORM else sorted({*FIRST_WRITE, *DELETION, 4, 32, 48, 80})
+
+
+def some(numbers: Iterable[int], fast: Container[int]) -> list[Any]:
+    """One test for each; those that are not fast are slow."""
+    return [pytest.param(i, marks=() if i in fast else pytest.mark.slow) for i in numbers]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,7 @@ def run(place) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("trial", [pytest.param(i, marks=() if i < FAST else pytest.mark.slow) for i in range(MANY)])
+@pytest.mark.parametrize("trial", some(TRIALS, fast=range(6)))
 def test_killed_at_any_time_and_again(place, run, straight, trial):
     """Killed up to three times, each at a random moment of training and of writing checkpoints."""
     generator = random.Random(trial)
@@ -74,9 +85,7 @@ def test_killed_at_any_time_and_again(place, run, straight, trial):
     print(f"{kills} kills")
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(i, marks=() if i % 16 == 0 else pytest.mark.slow) for i in range(2, 92, 2)]
-)
+@pytest.mark.parametrize("number", some(OPERATIONS, fast=range(16, 92, 16)))
 def test_killed_before_each_operation_of_a_write(place, run, straight, number):
     """Five saves, two deletions of older ones included, are some eighty opens, renames and removals."""
     assert finish(Plan(place, run.key, die_at=number)) == -9
