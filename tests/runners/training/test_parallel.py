@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runners.execution.one_run import Options, execute
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
+from runners.runs.signals import StopRequest
 from runners.training.parallel import World
 from tests.runners.conftest import clean_environment
 
@@ -60,9 +62,11 @@ def assert_close(found: RunFolder, expected: dict[str, list[float]]) -> None:
 
 
 @pytest.fixture
-def alone(cli, run) -> dict[str, list[float]]:
+def alone(run) -> dict[str, list[float]]:
     """What one process logs, out of the way."""
-    assert cli("train", EXPERIMENT, "control").returncode == 0
+    planned = load_plan(Path(EXPERIMENT)).runs()[0]
+    run.create(planned.recipe, planned.seed)
+    execute(run, Path("cache"), "cpu", Options(), StopRequest())
     single = losses(run)
     run.path.rename(run.path.with_name("alone"))
     return single
