@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from runners.cli import main
 from runners.data.config import file_sha256
 from runners.execution.one_run import Options, execute
 from runners.planning.recipe import Recipe, TrainConfig
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
+from tests.runners import children
 from tests.runners.children import new_run
 
 CLOCK = ("throughput/", "memory/", "final/tokens_per_s", "final/peak_memory_bytes", "final/wall_time_s")
@@ -44,3 +49,16 @@ def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = Non
     run = new_run(Path(), recipe, root=root)
     execute(run, Path("cache"), "cpu", Options(stop_after=stop_after), StopRequest())
     return run
+
+
+def start_main(project: Path, *arguments: object) -> BaseProcess:
+    """A command in a process of its own that has torch loaded already, so that ten at once do begin at once."""
+    child = children._server.Process(target=_main, args=(project, list(map(str, arguments))))
+    child.start()
+    return child
+
+
+def _main(project: Path, arguments: list[str]) -> None:
+    os.chdir(project)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    sys.exit(main(arguments))

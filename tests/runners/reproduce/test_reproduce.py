@@ -46,18 +46,20 @@ def make_log(micro_batch: int | None = None, root: str = "made") -> str:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(made_once) -> Path:
     """A project with its log, and logs of the same run with other micro-batches."""
-    folder = write_project(tmp_path_factory.mktemp("reproduce"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        Path("training.log").write_text(make_log())
-        for size in (1, 2, 3):
-            Path(f"split-{size}.log").write_text(make_log(size, f"made-{size}"))
-    torch.set_num_threads(threads)
-    return folder
+
+    def fill(folder: Path) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(write_project(folder))
+            Path("training.log").write_text(make_log())
+            for size in (1, 2, 3):
+                Path(f"split-{size}.log").write_text(make_log(size, f"made-{size}"))
+        torch.set_num_threads(threads)
+
+    return made_once("reproduce", fill)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.runners.children import SEED, Plan, call, finish, new_run, start, wai
 from tests.runners.conftest import write_project
 
 MODELS = {"control": TINY} | EVERY_MODEL
-BATCH = 4
+BATCH, MICRO_BATCH = 4, 2  # windows of a step, and at a time: the only shape, for each takes its own compiling
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def _compared(model: LlamaForCausalLM, config: TrainConfig) -> dict[str, object]
     said: list[str] = []
     batch = ids(TINY, batch=BATCH, time=config.seq_len)
     windows = ids(TINY, batch=7, time=config.seq_len, seed=1).numpy()  # the last batch is not whole
-    _, compiled = settle(model, batch, config, World(), said.append, compiled=True)
+    _, compiled = settle(model, batch, config, World(), said.append, compiled=True, micro_batch=MICRO_BATCH)
     loss, grads = _step(model, batch, config)
-    judged = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
+    judged = evaluate(model, windows, batch_size=MICRO_BATCH, precision=config.precision)
     with eager():
         stance_loss, _ = _step(model, batch, config)
     uncompile_model(model)
     plain_loss, plain_grads = _step(model, batch, config)
-    plain = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
+    plain = evaluate(model, windows, batch_size=MICRO_BATCH, precision=config.precision)
     furthest = max(
         float((grads[name] - grad).norm() / grad.norm()) for name, grad in plain_grads.items() if grad.norm() > 1e-12
     )
@@ -78,19 +78,20 @@ def _compared(model: LlamaForCausalLM, config: TrainConfig) -> dict[str, object]
 
 
 def _step(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
-    loss = float(gradients(model, batch, config, World(), 2))  # in two micro-batches
+    loss = float(gradients(model, batch, config, World(), MICRO_BATCH))
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory) -> dict[str, dict]:
-    folder = write_project(tmp_path_factory.mktemp("compiled"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train = load_base(Path("experiments/base/micro.yaml"))[1].train
-    config = train.model_copy(update={"seq_len": 16, "tokens_per_step": 16 * BATCH})
-    assert call(compare_all, config, folder / "record.json", folder / "cache") == 0
-    return json.loads((folder / "record.json").read_text())
+def compared(made_once) -> dict[str, dict]:
+    def fill(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(write_project(folder))
+            train = load_base(Path("experiments/base/micro.yaml"))[1].train
+        config = train.model_copy(update={"seq_len": 16, "tokens_per_step": 16 * BATCH})
+        assert call(compare_all, config, folder / "record.json", folder / "cache") == 0
+
+    return json.loads((made_once("compiled", fill) / "record.json").read_text())
 
 
 @pytest.mark.slow
