@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import math
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -59,8 +61,6 @@ def test_from_yaml_to_verdict_and_again(cli, inside, project):
     assert "[ 7/7]" in done.stdout
     for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.html", "make ui"):
         assert word in done.stdout
-    for name in ("report.html", "report.md", "table.json", "runs.csv", "losses.png", "forest.png", "throughput.png"):
-        assert (project / "reports/micro-theta-micro" / name).stat().st_size > 0
 
     _, runs, experiment = store(project)
     seen: dict[str, list[str]] = {}
@@ -82,6 +82,19 @@ def test_from_yaml_to_verdict_and_again(cli, inside, project):
         rows = [json.loads(line) for line in (project / "runs" / key / "metrics.jsonl").read_text().splitlines()]
         assert rows[-1]["step"] == 30
         assert by_key[key].data.metrics["final/val_loss"] == rows[-1]["metrics"]["final/val_loss"]
+
+    # So does the report: every arm with its mean, every run with its loss, and three figures.
+    report = project / "reports/micro-theta-micro"
+    final = {key: run.data.metrics["final/val_loss"] for key, run in by_key.items()}
+    rows = list(csv.DictReader((report / "runs.csv").read_text().splitlines()))
+    assert {row["run_key"]: float(row["final/val_loss"]) for row in rows} == final
+    for record in json.loads((report / "table.json").read_text()):
+        losses = [final[row["run_key"]] for row in rows if row["arm"] == record["arm"]]
+        assert (len(losses), record["mean"]) == (ARMS[record["arm"]], pytest.approx(statistics.fmean(losses)))
+        assert all(f"{record['arm']}" in (report / name).read_text() for name in ("report.html", "report.md"))
+    figures = {(report / f"{name}.png").read_bytes() for name in ("losses", "forest", "throughput")}
+    assert len(figures) == 3
+    assert all(figure.startswith(b"\x89PNG") for figure in figures)
 
     # Again: nothing is trained, nothing is logged twice.
     before = run_folders(project)
