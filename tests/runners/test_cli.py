@@ -42,13 +42,13 @@ def run_folders(project: Path) -> dict[str, dict]:
     return {file.parent.name: json.loads(file.read_text()) for file in project.glob("runs/*/status.json")}
 
 
-def test_plan_writes_nothing_and_prints_costs(cli, project):
+def test_plan_writes_nothing_and_prints_costs(cli, inside, project):
     before = sorted(project.rglob("*"))
     done = cli("plan", EXPERIMENT)
     assert done.returncode == 0, done.stderr
     assert "rotary.theta 10000 → 100" in done.stdout
     assert "7 runs, 7 left" in done.stdout
-    record = json.loads(cli("plan", EXPERIMENT, "--json").stdout)
+    record = json.loads(inside(project, "plan", EXPERIMENT, "--json")[1])
     assert {row["arm"]: row["runs"] for row in record["arms"]} == ARMS
     assert record["smallest_detectable_effect"] is None  # the base states no seed sd
     assert sorted(project.rglob("*")) == before

@@ -341,7 +341,7 @@ def test_the_way_of_a_log_says_what_its_bits_depend_on(made):
 @pytest.mark.slow
 def test_a_reproduction_that_is_stopped_goes_on(here):
     base = here / "experiments/base/micro.yaml"
-    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 1000"))
+    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 500"))
     Path("long.log").write_text(make_log(root="long"))
     command = [sys.executable, "-m", "runners", "reproduce", "long.log"]
     child = subprocess.Popen(
