@@ -14,7 +14,7 @@ OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow golden-equal check lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill golden-equal check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -90,6 +90,9 @@ test: setup  ## the fast tests
 
 test-slow: setup  ## the slow tests: real packages, whole sweeps
 	$(PY) -m pytest $(WORKERS) -m slow $(ARGS)
+
+test-kill: setup  ## kill -9 at every place there is, not only at those of test-slow
+	KILLS=all $(PY) -m pytest $(WORKERS) tests/runners/execution/test_kill.py $(ARGS)
 
 golden-equal: setup  ## whether OLD=COMMIT and NEW=COMMIT (HEAD) compute the same losses to the last digit; if so, they count as one
 	$(PY) -m tests.golden_equal $(OLD) $(NEW)

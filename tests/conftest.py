@@ -2,13 +2,18 @@
 
 import os
 
-# Two workers with two threads each would starve one another on two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Two workers with two threads each would starve one another on two cores. A worker inherits what was set for the
+# process that started it, and sets it anew, unless whoever started the tests did.
+if "OMP_NUM_THREADS" not in os.environ or "OMP_SET_BY_TESTS" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+    os.environ["OMP_SET_BY_TESTS"] = "yes"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
@@ -25,3 +30,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def root() -> Path:
     """The project's root folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder by its name and what fills it: all workers of a test run share it, and none may change it."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = place / name, place / f"{name}.done"
+        with FileLock(place / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM as StockLlama
+from transformers import PreTrainedModel
 
 from llama_variants import ModelConfig
 from llama_variants.registry import FAMILIES, LAYERED
@@ -102,3 +104,24 @@ def any_blocks(draw) -> dict[str, Any]:
 def ids(config: ModelConfig, batch: int = 2, time: int = 16, seed: int = 0) -> torch.Tensor:
     """Token ids (batch, time)."""
     return torch.randint(config.vocab_size, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+def stock(config: ModelConfig, cls: type = StockLlama, **fields) -> PreTrainedModel:
+    """A transformers model of the same shape, its tied or untied head included; ``fields`` are its own."""
+    blocks = config.resolved()
+    return cls(
+        cls.config_class(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=blocks["mlp"]["intermediate_size"],
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=blocks["attention"]["num_attention_heads"],
+            num_key_value_heads=blocks["attention"]["num_key_value_heads"],
+            head_dim=blocks["attention"]["head_dim"],
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=blocks["norm"]["eps"],
+            tie_word_embeddings=blocks["head"]["type"] == "tied",
+            pad_token_id=None,
+            **{"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, **fields},
+        )
+    ).eval()

@@ -11,33 +11,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, PreTrainedModel, StaticCache
-from transformers import LlamaForCausalLM as StockLlama
+from transformers import LlamaConfig, StaticCache
 
 from llama_variants import LlamaForCausalLM, LlamaModel, ModelConfig, build_model
 from llama_variants.model import LlamaVariantConfig
-from tests.llama_variants.models import TINY, ids, shapes
-
-
-def stock(config: ModelConfig, cls: type = StockLlama, **fields) -> PreTrainedModel:
-    """A transformers model of the same shape, its tied or untied head included; ``fields`` are its own."""
-    blocks = config.resolved()
-    return cls(
-        cls.config_class(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=blocks["mlp"]["intermediate_size"],
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=blocks["attention"]["num_attention_heads"],
-            num_key_value_heads=blocks["attention"]["num_key_value_heads"],
-            head_dim=blocks["attention"]["head_dim"],
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=blocks["norm"]["eps"],
-            tie_word_embeddings=blocks["head"]["type"] == "tied",
-            pad_token_id=None,
-            **{"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, **fields},
-        )
-    ).eval()
+from tests.llama_variants.models import TINY, ids, shapes, stock
 
 
 def rope(config: ModelConfig) -> dict:

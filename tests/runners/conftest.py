@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from runners.planning.bases import load_base
+from runners.planning.recipe import Recipe
+
 MICRO = """
 name: micro
 model:
@@ -115,6 +118,13 @@ def write_project(folder: Path) -> Path:
 def project(tmp_path: Path) -> Path:
     """A project in a folder of its own."""
     return write_project(tmp_path)
+
+
+@pytest.fixture
+def recipe(project: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """What the micro base trains; the project is the current folder."""
+    monkeypatch.chdir(project)
+    return load_base(Path("experiments/base/micro.yaml"))[1]
 
 
 @pytest.fixture

@@ -1,16 +1,23 @@
-"""What several test modules need."""
+"""What the tests of several folders share: how a run ended, to the last bit, and runs carried out in this process."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from analysis.store.stratum import Stratum
+from runners.cli import main
 from runners.data.batches import Corpus
+from runners.data.config import file_sha256
 from runners.execution.journal import Journal
+from runners.execution.one_run import Options, execute
 from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe, TrainConfig, read_train
 from runners.runs.checkpoint import Checkpoint, Checkpoints
@@ -19,8 +26,19 @@ from runners.runs.signals import StopRequest
 from runners.training.loop import train
 from runners.training.optimizers.base import RecipeOptimizer
 from runners.training.state import Training
+from tests.runners import children
+from tests.runners.children import new_run
 
-RECIPE, _ = read_train(
+CLOCK = ("throughput/", "memory/", "final/tokens_per_s", "final/peak_memory_bytes", "final/wall_time_s")
+
+WATCH = """
+import atexit, pathlib, runpy, sys
+file = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: file.write_text("\\n".join(sys.modules)))
+runpy.run_module("runners", run_name="__main__", alter_sys=True)
+"""
+
+TRAIN, _ = read_train(
     {
         "seq_len": 4,
         "tokens_per_step": 8,
@@ -33,7 +51,7 @@ RECIPE, _ = read_train(
         "deterministic": False,
     }
 )
-assert RECIPE is not None
+assert TRAIN is not None
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> RecipeOptimizer:
@@ -73,3 +91,32 @@ def trained_rows(
         journal = Journal(run, recipe, checkpoints, stop or StopRequest(), on_step=on_step)
         train(recipe, seed, corpus, torch.device("cpu"), journal, say=run.say, checkpoint=checkpoint)
     return run.rows()[0]
+
+
+def exact(run: RunFolder) -> list[Any]:
+    """All that a run logged but times and memory, with every digit; and the digest of its weights."""
+    rows = [
+        (row["step"], {key: value for key, value in row["metrics"].items() if not key.startswith(CLOCK)})
+        for row in run.rows()[0]
+    ]
+    return [*rows, file_sha256(run.final / "model.safetensors")]
+
+
+def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = None) -> RunFolder:
+    """The run of a recipe in the current folder, trained in this process."""
+    run = new_run(Path(), recipe, root=root)
+    execute(run, Path("cache"), "cpu", Options(stop_after=stop_after), StopRequest())
+    return run
+
+
+def start_main(project: Path, *arguments: object) -> BaseProcess:
+    """A command in a process of its own that has torch loaded already, so that ten at once do begin at once."""
+    child = children._server.Process(target=_main, args=(project, list(map(str, arguments))))
+    child.start()
+    return child
+
+
+def _main(project: Path, arguments: list[str]) -> None:
+    os.chdir(project)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    sys.exit(main(arguments))

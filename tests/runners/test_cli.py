@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import math
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from runners.cli import main
 from runners.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
+from tests.runners.helpers import start_main
 
 EXPERIMENT = "experiments/micro_theta.yaml"
 ARMS = {"control": 3, "again": 2, "theta_100": 2}
@@ -39,27 +42,25 @@ def run_folders(project: Path) -> dict[str, dict]:
     return {file.parent.name: json.loads(file.read_text()) for file in project.glob("runs/*/status.json")}
 
 
-def test_plan_writes_nothing_and_prints_costs(cli, project):
+def test_plan_writes_nothing_and_prints_costs(cli, inside, project):
     before = sorted(project.rglob("*"))
     done = cli("plan", EXPERIMENT)
     assert done.returncode == 0, done.stderr
     assert "rotary.theta 10000 → 100" in done.stdout
     assert "7 runs, 7 left" in done.stdout
-    record = json.loads(cli("plan", EXPERIMENT, "--json").stdout)
+    record = json.loads(inside(project, "plan", EXPERIMENT, "--json")[1])
     assert {row["arm"]: row["runs"] for row in record["arms"]} == ARMS
     assert record["smallest_detectable_effect"] is None  # the base states no seed sd
     assert sorted(project.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_from_yaml_to_verdict_and_again(cli, project):
+def test_from_yaml_to_verdict_and_again(cli, inside, project):
     done = cli("run", EXPERIMENT, "--jobs", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[ 7/7]" in done.stdout
     for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.html", "make ui"):
         assert word in done.stdout
-    for name in ("report.html", "report.md", "table.json", "runs.csv", "losses.png", "forest.png", "throughput.png"):
-        assert (project / "reports/micro-theta-micro" / name).stat().st_size > 0
 
     _, runs, experiment = store(project)
     seen: dict[str, list[str]] = {}
@@ -82,6 +83,19 @@ def test_from_yaml_to_verdict_and_again(cli, project):
         assert rows[-1]["step"] == 30
         assert by_key[key].data.metrics["final/val_loss"] == rows[-1]["metrics"]["final/val_loss"]
 
+    # So does the report: every arm with its mean, every run with its loss, and three figures.
+    report = project / "reports/micro-theta-micro"
+    final = {key: run.data.metrics["final/val_loss"] for key, run in by_key.items()}
+    rows = list(csv.DictReader((report / "runs.csv").read_text().splitlines()))
+    assert {row["run_key"]: float(row["final/val_loss"]) for row in rows} == final
+    for record in json.loads((report / "table.json").read_text()):
+        losses = [final[row["run_key"]] for row in rows if row["arm"] == record["arm"]]
+        assert (len(losses), record["mean"]) == (ARMS[record["arm"]], pytest.approx(statistics.fmean(losses)))
+        assert all(f"{record['arm']}" in (report / name).read_text() for name in ("report.html", "report.md"))
+    figures = {(report / f"{name}.png").read_bytes() for name in ("losses", "forest", "throughput")}
+    assert len(figures) == 3
+    assert all(figure.startswith(b"\x89PNG") for figure in figures)
+
     # Again: nothing is trained, nothing is logged twice.
     before = run_folders(project)
     again = cli("run", EXPERIMENT)
@@ -99,12 +113,12 @@ def test_from_yaml_to_verdict_and_again(cli, project):
     # Another question on the same base shares the control's runs.
     other = (project / EXPERIMENT).read_text().replace("micro-theta", "micro-two").replace("theta_100", "theta_200")
     (project / "experiments/two.yaml").write_text(other.replace("theta: 100.0", "theta: 200.0"))
-    planned = json.loads(cli("plan", "experiments/two.yaml", "--json").stdout)
+    planned = json.loads(inside(project, "plan", "experiments/two.yaml", "--json")[1])
     assert {row["arm"]: row["done"] for row in planned["arms"]} == {"control": 3, "again": 2, "theta_200": 0}
 
 
 @pytest.mark.slow
-def test_stages_requirements_budgets_and_a_look(cli, project):
+def test_stages_requirements_budgets_and_a_look(cli, inside, project, monkeypatch):
     """One experiment through all that may follow a first verdict."""
     base = project / "experiments/base/micro.yaml"
     base.write_text(base.read_text().replace("seeds: {control: 3,", "budgets: [0.5]\nseeds: {control: 3, budget: 2,"))
@@ -113,8 +127,9 @@ def test_stages_requirements_budgets_and_a_look(cli, project):
     (project / "experiments/worth.yaml").write_text(
         file.read_text().split("variants:")[0].replace("micro-theta", "worth") + "budgets: true\n"
     )
-    assert "then, to confirm, on fresh seeds" in cli("plan", EXPERIMENT).stdout
-    assert "confirm" in json.loads(cli("plan", EXPERIMENT, "--json").stdout)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    assert "then, to confirm, on fresh seeds" in inside(project, "plan", EXPERIMENT)[1]
+    assert "confirm" in json.loads(inside(project, "plan", EXPERIMENT, "--json")[1])
     done = cli("run", EXPERIMENT, "--jobs", 1, "--require", "worse:theta_100")
     verdicts = done.stdout.split("to confirm, on fresh seeds:")
     assert len(verdicts) == 2
@@ -124,9 +139,9 @@ def test_stages_requirements_budgets_and_a_look(cli, project):
     assert len(words) == 2
     assert done.returncode == int(words[1] != "worse"), done.stdout + done.stderr
     assert (f"required: theta_100 is {words[1]}, not worse" in done.stderr) == (words[1] != "worse")
-    allowed = "better,worse,equivalent,undecided:theta_100"
-    assert cli("report", EXPERIMENT, "--gate", allowed).returncode == 0  # as it was called
-    records = json.loads(cli("report", EXPERIMENT, "--json").stdout)
+    gates = "better,worse,equivalent,undecided:theta_100"
+    assert inside(project, "report", EXPERIMENT, "--gate", gates)[0] == 0
+    records = json.loads(inside(project, "report", EXPERIMENT, "--json")[1])
     assert [(r["stage"], r["arm"]) for r in records][-2:] == [("confirm", "control"), ("confirm", "theta_100")]
     assert all(record["worth"] is None for record in records)
 
@@ -146,7 +161,7 @@ def test_stages_requirements_budgets_and_a_look(cli, project):
 
     # Budgets that another experiment has made say what a difference is worth.
     assert cli("run", "experiments/worth.yaml", "--jobs", 1).returncode == 0
-    records = json.loads(cli("report", EXPERIMENT, "--json").stdout)
+    records = json.loads(inside(project, "report", EXPERIMENT, "--json")[1])
     table = {record["arm"]: record for record in records if record["stage"] == "declared"}
     losses = [record["mean"] for record in table.values()]
     assert all(loss is not None for loss in losses)
@@ -163,26 +178,26 @@ def test_stages_requirements_budgets_and_a_look(cli, project):
 
 
 @pytest.mark.slow
-def test_power_and_calibration_on_finished_runs(cli, project):
-    assert "seed sd is not known" in cli("power", EXPERIMENT).stderr
+def test_power_and_calibration_on_finished_runs(cli, inside, project):
+    assert "seed sd is not known" in inside(project, "power", EXPERIMENT)[2]
     base = project / "experiments/base/micro.yaml"
     stated = "margin: 0.05, sigma: 0.02, sigma_range: [0.01, 0.04], sigma_source: a guess}"
     base.write_text(base.read_text().replace("margin: 0.05}", stated))
-    text = cli("power", EXPERIMENT, "--effect", "0.1").stdout
+    text = inside(project, "power", EXPERIMENT, "--effect", "0.1")[1]
     assert "seed sd 0.0200, 0.0100 to 0.0400 (stated by the base: a guess)" in text
-    record = json.loads(cli("power", EXPERIMENT, "--effect", "0.1", "--json").stdout)
+    record = json.loads(inside(project, "power", EXPERIMENT, "--effect", "0.1", "--json")[1])
     three = next(row for row in record["rows"] if row["seeds"] == 3)
     assert three["effect"] == pytest.approx(detectable_effect(0.02, 3, [3], alpha=0.05))
     assert three["effect_high"] == pytest.approx(2 * three["effect"])
     assert record["seeds_needed"] == seeds_needed(0.1, 0.02, 3, alpha=0.05, num_variants=1)
-    refused = cli("calibrate", EXPERIMENT)
-    assert refused.returncode == 2
-    assert "20 finished control runs" in refused.stderr
+    code, _, errors = inside(project, "calibrate", EXPERIMENT)
+    assert code == 2
+    assert "20 finished control runs" in errors
 
     file = project / EXPERIMENT
     file.write_text(file.read_text() + "seeds: {control: 20, check: 3, variant: 3}\n")
     assert cli("run", EXPERIMENT, "--jobs", 1).returncode == 0
-    measured = json.loads(cli("power", EXPERIMENT, "--json").stdout)
+    measured = json.loads(inside(project, "power", EXPERIMENT, "--json")[1])
     assert "measured on finished runs of this plan, 21 degrees of freedom" in measured["sigma_source"]
     assert measured["sigma_low"] < measured["sigma"] < measured["sigma_high"]
     done = cli("calibrate", EXPERIMENT, "--trials", 2, "--json")
@@ -225,11 +240,11 @@ def test_runs_do_not_depend_on_their_neighbours(cli, project):
 
 
 @pytest.mark.slow
-def test_a_sweep_without_a_valid_run_is_reported_too(cli, project):
+def test_a_sweep_without_a_valid_run_is_reported_too(cli, inside, project):
     base = project / "experiments/base/micro.yaml"
     base.write_text(base.read_text().replace("warmup_steps: 3", "warmup_steps: 0"))
-    planned = cli("plan", EXPERIMENT)
-    assert "warning: runs of control, again, theta_100 would be invalid: warm-up: none" in planned.stdout
+    planned = inside(project, "plan", EXPERIMENT)[1]
+    assert "warning: runs of control, again, theta_100 would be invalid: warm-up: none" in planned
     done = cli("run", EXPERIMENT, "--seeds", 1)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -285,8 +300,8 @@ def steps_of(project: Path, key: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
-    longer(project, 1200)
+def test_a_stopped_sweep_is_marked_and_goes_on(cli, inside, project, signum, code):
+    longer(project, 600)
     sweep = ("run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
     process = launch(project, *sweep)
     until_training(project)
@@ -300,7 +315,7 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
     assert "control seed 0: checkpoint of step" in output
     _, (killed,), _ = store(project)
     assert killed.info.status == "KILLED"
-    assert json.loads(cli("plan", EXPERIMENT, "--json", "--seeds", 1).stdout)["runs_left"] == 3
+    assert json.loads(inside(project, "plan", EXPERIMENT, "--json", "--seeds", "1")[1])["runs_left"] == 3
 
     done = cli(*sweep)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -311,7 +326,7 @@ def test_a_stopped_sweep_is_marked_and_goes_on(cli, project, signum, code):
     assert same.info.run_id == killed.info.run_id
     steps = steps_of(project, key)
     assert steps == sorted(set(steps))
-    assert steps[-1] == 1200
+    assert steps[-1] == 600
     assert [point.step for point in client.get_metric_history(same.info.run_id, "train/loss")] == steps
 
 
@@ -339,7 +354,7 @@ def test_a_sweep_interrupted_twice_stops_at_once(project):
 
 @pytest.mark.slow
 def test_workers_whose_sweep_was_killed_save_and_leave(cli, project):
-    longer(project, 1200)
+    longer(project, 600)
     process = launch(project, "run", EXPERIMENT, "--jobs", 1, "--seeds", 1)
     until_training(project)
     process.kill()
@@ -380,9 +395,10 @@ def test_ten_launches_at_once_in_an_empty_folder(project):
     (project / "experiments/base/micro.yaml").write_text(
         (project / "experiments/base/micro.yaml").read_text().replace("control: 3", "control: 10")
     )
-    launched = [launch(project, "train", EXPERIMENT, "control", index) for index in range(10)]
-    ends = [process.communicate(timeout=400) for process in launched]
-    assert [process.returncode for process in launched] == [0] * 10, ends
+    launched = [start_main(project, "train", EXPERIMENT, "control", index) for index in range(10)]
+    for process in launched:
+        process.join(timeout=400)
+    assert [process.exitcode for process in launched] == [0] * 10, run_folders(project)
     assert len(run_folders(project)) == 10
     for key, status in run_folders(project).items():
         assert status["state"] == "FINISHED"

@@ -9,17 +9,11 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.runners.conftest import clean_environment
+from tests.runners.helpers import WATCH
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "pandas", "mlflow", "matplotlib", "datasets", "tokenizers")
 NOT_FOR_A_PLAN = ("scipy.stats", "pandas", "mlflow", "matplotlib", "datasets")
 HEAD = "name: mine\nversion: 1\nquestion: Does it matter?\n"
-
-WATCH = """
-import atexit, pathlib, runpy, sys
-file = pathlib.Path(sys.argv.pop(1))
-atexit.register(lambda: file.write_text("\\n".join(sys.modules)))
-runpy.run_module("runners", run_name="__main__", alter_sys=True)
-"""
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from runners.runs.signals import StopRequest
 from runners.tracking import Mirrors
 from runners.verdicts import read_requirements, report
 from tests.runners.conftest import clean_environment
-from tests.runners.test_startup import WATCH
+from tests.runners.helpers import WATCH
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +11,9 @@ from analysis.stats import simulation as calibration
 from analysis.stats.compare import compare
 from analysis.stats.estimate import Noise, family
 from analysis.stats.simulation import Case, broken_cases, deal, design, honest_cases, shape, simulate, table_of
+from tests.conftest import ROOT
 
-RESULTS = Path(__file__).parents[2] / "experiments/results/calibration-tiny.csv"
+RESULTS = ROOT / "experiments/results/calibration-tiny.csv"
 
 
 def real_runs() -> dict[str, np.ndarray]:

@@ -29,8 +29,8 @@ from runners.planning.components import SCHEDULE
 from runners.planning.lookup import find_file
 from runners.training import loop as loop
 from tests.llama_variants.models import TINY
-from tests.runners.helpers import changed
-from tests.runners.training.test_loop import SEED, trained
+from tests.runners.children import SEED
+from tests.runners.helpers import carried_out, changed
 
 CPU = torch.device("cpu")
 
@@ -103,7 +103,8 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     """The bench's own steps, on a run's batches, give that run's losses to the last bit."""
     monkeypatch.chdir(project)
     recipe = load_base(find_file("base", "micro"))[1]
-    losses = [row["metrics"]["train/loss"] for row in trained(recipe)[:2]]  # at a rate that warm-up changes
+    rows = carried_out(recipe).rows()[0]
+    losses = [row["metrics"]["train/loss"] for row in rows[:2]]  # at a rate that warm-up changes
     assert recipe.train.schedule.warmup_steps > 2
     monkeypatch.setattr(contenders, "build_model", lambda config, seed, device: build_model(config, seed=SEED))
     split = prepare(recipe.data, Path("cache")).train
@@ -139,19 +140,31 @@ HEAD = {"base": "tiny", "device": "cpu", "tokens_per_step": 256, "seq_len": 64, 
 SPEED = {"tokens_per_s": 100.0, "low": 90.0, "high": 110.0, "ratio": 1.1, "ratio_low": 1.0, "ratio_high": 1.2}
 
 
+def points_of(axes) -> dict[float, tuple[float, ...]]:
+    """Low end, value and high end of each row of points with bars, by its height."""
+    (drawn,) = axes.containers
+    points, _, (bars,) = drawn
+    ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
+    return {y: (low, x, high) for (x, y), (low, high) in zip(points.get_xydata().tolist(), ends, strict=True)}
+
+
 @pytest.mark.parametrize("peak", [{"mfu_palm": 0.4}, {}])
-def test_figures_show_every_row(peak, tmp_path):
-    rows = [{"name": name, **peak, **SPEED} for name in ("ours", "transformers")]
+def test_figures_show_every_row(peak):
+    rows = [{"name": "ours", **SPEED, **peak}, {"name": "transformers", **SPEED, **peak, "tokens_per_s": 95.0}]
     drawn = figure({"what": "peers", "rows": rows, **HEAD})
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["ours", "transformers"]
-    assert bool(drawn.axes[0].child_axes) == bool(peak)
-    drawn.savefig(tmp_path / "peers.png")
+    assert points_of(drawn.axes[0]) == {1.0: (90.0, 100.0, 110.0), 0.0: (90.0, 95.0, 110.0)}
+    drawn.draw_without_rendering()
+    shares = [above.get_xlim() for above in drawn.axes[0].child_axes]  # in % of the card's peak
+    assert shares == [pytest.approx([0.4 * end for end in drawn.axes[0].get_xlim()])] * bool(peak)
     drawn = figure({"what": "blocks", "rows": rows, **HEAD})
     assert "control's" in drawn.axes[0].get_xlabel()
     rows = [{"axis": a, "point": n, "peak_memory_bytes": 1e9, **SPEED} for a in ("layers", "window") for n in (1, 2, 4)]
     drawn = figure({"what": "scaling", "rows": rows, **HEAD})
     assert [axes.get_xlabel() for axes in drawn.axes[2:]] == ["layers", "window"]
-    drawn.savefig(tmp_path / "scaling.png")
+    for speed, memory in zip(drawn.axes[:2], drawn.axes[2:], strict=True):
+        assert speed.lines[0].get_xydata().tolist() == [[1, 100], [2, 100], [4, 100]]
+        assert memory.lines[0].get_xydata().tolist() == [[n, 1e9 / 2**30] for n in (1, 2, 4)]
     assert figure({"what": "paths", **HEAD}) is None
 
 

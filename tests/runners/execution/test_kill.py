@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import time
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runners.data import prepare
-from runners.data.config import file_sha256
 from runners.planning.bases import load_base
 from runners.runs.folder import RunFolder
 from tests.runners.children import Plan, finish, new_run, start, wait_for
 from tests.runners.conftest import write_project
+from tests.runners.helpers import exact
 
-FAST, MANY = 6, 60
-CLOCK = ("throughput/", "memory/", "final/tokens_per_s", "final/peak_memory_bytes", "final/wall_time_s")
+# Of the kills CI has a budget, the same ones each time; KILLS=all (`make test-kill`) has them all.
+STORM = os.environ.get("KILLS") == "all"
+TRIALS = range(60 if STORM else 20)
+FIRST_WRITE, DELETION = range(8, 25), range(58, 66)  # each operation of one save, and of an older one's deletion
+OPERATIONS = range(2, 92) if STORM else sorted({*FIRST_WRITE, *DELETION, 4, 32, 48, 80})
 
 
-def exact(run: RunFolder) -> list[Any]:
-    """All that a run logged but times and memory, with every digit; and the digest of its weights."""
-    rows = [
-        (row["step"], {key: value for key, value in row["metrics"].items() if not key.startswith(CLOCK)})
-        for row in run.rows()[0]
-    ]
-    return [*rows, file_sha256(run.final / "model.safetensors")]
+def some(numbers: Iterable[int], fast: Container[int]) -> list[Any]:
+    """One test for each; those that are not fast are slow."""
+    return [pytest.param(i, marks=() if i in fast else pytest.mark.slow) for i in numbers]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def run(place) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("trial", [pytest.param(i, marks=() if i < FAST else pytest.mark.slow) for i in range(MANY)])
+@pytest.mark.parametrize("trial", some(TRIALS, fast=range(6)))
 def test_killed_at_any_time_and_again(place, run, straight, trial):
     """Killed up to three times, each at a random moment of training and of writing checkpoints."""
     generator = random.Random(trial)
@@ -84,9 +85,7 @@ def test_killed_at_any_time_and_again(place, run, straight, trial):
     print(f"{kills} kills")
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(i, marks=() if i % 16 == 0 else pytest.mark.slow) for i in range(2, 92, 2)]
-)
+@pytest.mark.parametrize("number", some(OPERATIONS, fast=range(16, 92, 16)))
 def test_killed_before_each_operation_of_a_write(place, run, straight, number):
     """Five saves, two deletions of older ones included, are some eighty opens, renames and removals."""
     assert finish(Plan(place, run.key, die_at=number)) == -9

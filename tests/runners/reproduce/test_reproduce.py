@@ -46,18 +46,20 @@ def make_log(micro_batch: int | None = None, root: str = "made") -> str:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(made_once) -> Path:
     """A project with its log, and logs of the same run with other micro-batches."""
-    folder = write_project(tmp_path_factory.mktemp("reproduce"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        Path("training.log").write_text(make_log())
-        for size in (1, 2, 3):
-            Path(f"split-{size}.log").write_text(make_log(size, f"made-{size}"))
-    torch.set_num_threads(threads)
-    return folder
+
+    def fill(folder: Path) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(write_project(folder))
+            Path("training.log").write_text(make_log())
+            for size in (1, 2, 3):
+                Path(f"split-{size}.log").write_text(make_log(size, f"made-{size}"))
+        torch.set_num_threads(threads)
+
+    return made_once("reproduce", fill)
 
 
 @pytest.fixture
@@ -339,7 +341,7 @@ def test_the_way_of_a_log_says_what_its_bits_depend_on(made):
 @pytest.mark.slow
 def test_a_reproduction_that_is_stopped_goes_on(here):
     base = here / "experiments/base/micro.yaml"
-    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 1000"))
+    base.write_text(base.read_text().replace("num_steps: 30", "num_steps: 500"))
     Path("long.log").write_text(make_log(root="long"))
     command = [sys.executable, "-m", "runners", "reproduce", "long.log"]
     child = subprocess.Popen(

@@ -11,28 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from runners.cli import main
 from runners.data import prepare
-from runners.execution.one_run import Options, execute
 from runners.planning.bases import load_base
-from runners.planning.recipe import Recipe
 from runners.reproduce.training_log import TrainingLog, training_log
 from runners.runs.folder import RunFolder
-from runners.runs.signals import Stopped, StopRequest
+from runners.runs.signals import Stopped
 from tests.runners.children import new_run
+from tests.runners.helpers import carried_out
 
 CPU = torch.device("cpu")
 EXPERIMENT = "experiments/micro_theta.yaml"
-
-
-@pytest.fixture
-def recipe(project, monkeypatch) -> Recipe:
-    monkeypatch.chdir(project)
-    return load_base(Path("experiments/base/micro.yaml"))[1]
-
-
-def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = None) -> RunFolder:
-    run = new_run(Path(), recipe, root=root)
-    execute(run, Path("cache"), "cpu", Options(stop_after=stop_after), StopRequest())
-    return run
 
 
 def text_of(run: RunFolder) -> str:
@@ -118,19 +105,20 @@ def test_a_step_that_cannot_be_stopped_after_is_refused(recipe, capsys, step):
 
 
 @pytest.mark.slow
-def test_the_way_of_make_baseline(cli, project):
-    refused = cli("log", EXPERIMENT)
-    assert refused.returncode == 2
-    assert "python -m runners train" in refused.stderr
+def test_the_way_of_make_baseline(cli, project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    assert main(["log", EXPERIMENT]) == 2
+    assert "python -m runners train" in capsys.readouterr().err
     stopped = cli("train", EXPERIMENT, "control", "--device", "cpu", "--stop-after", -5)
     assert (stopped.returncode, "the same command goes on" in stopped.stderr) == (0, True), stopped.stderr
     assert cli("train", EXPERIMENT, "control", "--device", "cpu").returncode == 0
     assert cli("train", EXPERIMENT, "control", "--device", "cpu", "--stop-after", -5).returncode == 0  # nothing left
-    written = cli("log", EXPERIMENT, "control", "--out", "training.log")
-    assert written.returncode == 0, written.stderr
+    assert main(["log", EXPERIMENT, "control", "--out", "training.log"]) == 0
+    capsys.readouterr()
     text = (project / "training.log").read_text()
     assert "going on after step 25" in text
-    assert cli("log", EXPERIMENT).stdout == text
+    assert main(["log", EXPERIMENT]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_the_log_in_the_repository_is_one_of_the_baseline(root):

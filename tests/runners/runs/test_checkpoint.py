@@ -28,13 +28,8 @@ from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
 from tests.conftest import ROOT
 from tests.runners.children import Plan, finish, new_run
-from tests.runners.helpers import optimizer_of
-
-
-@pytest.fixture
-def recipe(project, monkeypatch) -> Recipe:
-    monkeypatch.chdir(project)
-    return load_base(Path("experiments/base/micro.yaml"))[1]
+from tests.runners.conftest import write_project
+from tests.runners.helpers import exact, optimizer_of
 
 
 @pytest.fixture
@@ -85,8 +80,6 @@ def test_the_newest_two_and_the_best_are_kept(recipe, tmp_path, heard):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     """A run with two checkpoints, to be copied and damaged."""
-    from tests.runners.conftest import write_project
-
     folder = write_project(tmp_path_factory.mktemp("two"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -276,8 +269,6 @@ shutil.copytree(Path("runs", key), "copy")
 def test_a_full_disk_stops_nothing(project, recipe, mode):
     """A real one, of two megabytes. It fills up after a checkpoint; there is room again after three failed writes, or
     only when all steps are done."""
-    from tests.runners.execution.test_kill import exact
-
     run = new_run(project, recipe)
     assert finish(Plan(project, run.key)) == 0
     straight = exact(run)

@@ -16,7 +16,7 @@ from runners.runs.folder import RunFolder
 from runners.runs.signals import AGAIN_S, Stopped, StopRequest
 from runners.tracking import Mirror
 from tests.runners.children import Plan, finish, start, wait_for
-from tests.runners.execution.test_kill import exact
+from tests.runners.helpers import exact
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llama_variants import LlamaForCausalLM, build_model
 from runners.planning.bases import load_base
-from runners.planning.recipe import Recipe, TrainConfig
+from runners.planning.recipe import TrainConfig
 from runners.runs.folder import RunFolder
 from runners.training import autotune
 from runners.training.autotune import AT_ONCE, find_micro_batch, settle
@@ -25,16 +25,11 @@ from runners.training.loss import evaluate
 from runners.training.parallel import World
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 from tests.runners.children import SEED, Plan, call, finish, new_run, start, wait_for
+from tests.runners.conftest import write_project
 from tests.runners.helpers import optimizer_of
 
 MODELS = {"control": TINY} | EVERY_MODEL
-BATCH = 4
-
-
-@pytest.fixture
-def recipe(project, monkeypatch) -> Recipe:
-    monkeypatch.chdir(project)
-    return load_base(Path("experiments/base/micro.yaml"))[1]
+BATCH, MICRO_BATCH = 4, 2  # windows of a step, and at a time: the only shape, for each takes its own compiling
 
 
 @pytest.fixture
@@ -61,14 +56,16 @@ def _compared(model: LlamaForCausalLM, config: TrainConfig) -> dict[str, object]
     said: list[str] = []
     batch = ids(TINY, batch=BATCH, time=config.seq_len)
     windows = ids(TINY, batch=7, time=config.seq_len, seed=1).numpy()  # the last batch is not whole
-    _, compiled = settle(model, optimizer_of(model, config), batch, config, World(), said.append, compiled=True)
+    _, compiled = settle(
+        model, optimizer_of(model, config), batch, config, World(), said.append, compiled=True, micro_batch=MICRO_BATCH
+    )
     loss, grads = _step(model, batch, config)
-    judged = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
+    judged = evaluate(model, windows, batch_size=MICRO_BATCH, precision=config.precision)
     with eager():
         stance_loss, _ = _step(model, batch, config)
     uncompile_model(model)
     plain_loss, plain_grads = _step(model, batch, config)
-    plain = evaluate(model, windows, batch_size=BATCH, precision=config.precision)
+    plain = evaluate(model, windows, batch_size=MICRO_BATCH, precision=config.precision)
     furthest = max(
         float((grads[name] - grad).norm() / grad.norm()) for name, grad in plain_grads.items() if grad.norm() > 1e-12
     )
@@ -84,21 +81,20 @@ def _compared(model: LlamaForCausalLM, config: TrainConfig) -> dict[str, object]
 
 
 def _step(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
-    loss = float(gradients(model, batch, config, World(), 2))  # in two micro-batches
+    loss = float(gradients(model, batch, config, World(), MICRO_BATCH))
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory) -> dict[str, dict]:
-    from tests.runners.conftest import write_project
+def compared(made_once) -> dict[str, dict]:
+    def fill(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(write_project(folder))
+            train = load_base(Path("experiments/base/micro.yaml"))[1].train
+        config = train.model_copy(update={"seq_len": 16, "tokens_per_step": 16 * BATCH})
+        assert call(compare_all, config, folder / "record.json", folder / "cache") == 0
 
-    folder = write_project(tmp_path_factory.mktemp("compiled"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train = load_base(Path("experiments/base/micro.yaml"))[1].train
-    config = train.model_copy(update={"seq_len": 16, "tokens_per_step": 16 * BATCH})
-    assert call(compare_all, config, folder / "record.json", folder / "cache") == 0
-    return json.loads((folder / "record.json").read_text())
+    return json.loads((made_once("compiled", fill) / "record.json").read_text())
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from runners.training.gates import (
     where_not_finite,
 )
 from tests.llama_variants.models import EVERY_BLOCK, TINY
-from tests.runners.helpers import RECIPE, changed
+from tests.runners.helpers import TRAIN, changed
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_spike_among_noise():
     ],
 )
 def test_recipes(changes, says):
-    faults = list(recipe_faults(changed(RECIPE, **changes)))
+    faults = list(recipe_faults(changed(TRAIN, **changes)))
     assert (says is None) == (not faults)
     assert not says or re.match(says, faults[0])
 
@@ -176,7 +176,7 @@ def test_rows_are_found_in_tokens_as_bytes_would_find_them(data):
 
 def test_plateau_and_rate():
     chance = math.log(1024)
-    short, long, brief = (changed(RECIPE, num_steps=n) for n in (200, 2000, 60))
+    short, long, brief = (changed(TRAIN, num_steps=n) for n in (200, 2000, 60))
     check_learning(109, [chance] * 109, 1e-3, 1024, short)  # after ten steps of warm-up
     check_learning(110, [chance - 0.2] * 110, 1e-3, 1024, short)
     check_learning(300, [chance] * 100, 1e-3, 1024, long)

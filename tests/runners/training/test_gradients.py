@@ -19,11 +19,11 @@ from runners.training.gradients import gradients
 from runners.training.parallel import World
 from tests.llama_variants.models import TINY
 from tests.runners.children import Plan, finish, new_run
-from tests.runners.helpers import RECIPE, changed
+from tests.runners.helpers import TRAIN, changed
 
 ALONE = World()
 ROWS, TIME = 6, 9
-CONFIG = RECIPE.model_copy(update={"seq_len": TIME, "tokens_per_step": ROWS * TIME})
+CONFIG = TRAIN.model_copy(update={"seq_len": TIME, "tokens_per_step": ROWS * TIME})
 BATCH = torch.randint(TINY.vocab_size, (ROWS, TIME), generator=torch.Generator().manual_seed(3))
 
 

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from runners.planning.components import COMPONENTS, OPTIMIZER
-from tests.runners.helpers import RECIPE, changed, optimizer_of
+from tests.runners.helpers import TRAIN, changed, optimizer_of
 
 NAMES = list(COMPONENTS["optimizer"])
 
 
 def with_optimizer(name: str, **fields: object):
     """The recipe with an optimizer of that name."""
-    config, problems = OPTIMIZER.read({"type": name, **fields}, RECIPE.optimizer)
+    config, problems = OPTIMIZER.read({"type": name, **fields}, TRAIN.optimizer)
     assert not problems
-    return changed(RECIPE, optimizer=config)
+    return changed(TRAIN, optimizer=config)
 
 
 def small() -> nn.Sequential:

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runners.execution.one_run import Options, execute
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
+from runners.runs.signals import StopRequest
 from runners.training.parallel import World
 from tests.runners.conftest import clean_environment
 
@@ -59,10 +61,11 @@ def assert_close(found: RunFolder, expected: dict[str, list[float]]) -> None:
         assert values == pytest.approx(expected[key], rel=1e-5), key
 
 
-@pytest.fixture
-def alone(cli, run) -> dict[str, list[float]]:
+def alone(run: RunFolder) -> dict[str, list[float]]:
     """What one process logs, out of the way."""
-    assert cli("train", EXPERIMENT, "control").returncode == 0
+    planned = load_plan(Path(EXPERIMENT)).runs()[0]
+    run.create(planned.recipe, planned.seed)
+    execute(run, Path("cache"), "cpu", Options(), StopRequest())
     single = losses(run)
     run.path.rename(run.path.with_name("alone"))
     return single
@@ -70,15 +73,16 @@ def alone(cli, run) -> dict[str, list[float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_losses_are_those_of_one_process(project, run, alone, processes):
+def test_losses_are_those_of_one_process(project, run, processes):
     """Three share four windows unevenly."""
+    expected = alone(run)
     job = torchrun(project, processes, "--micro-batch", "1")
     out, errors = job.communicate(timeout=200)
     assert job.returncode == 0, errors
     assert out.count("control seed 0: FINISHED") == 1
     assert run.status.environment["world_size"] == str(processes)
     assert len(run.rows()[0]) == 30
-    assert_close(run, alone)
+    assert_close(run, expected)
 
 
 def children(pid: int) -> list[int]:
@@ -104,10 +108,7 @@ def test_a_dead_rank_ends_the_run_and_fewer_processes_go_on(cli, project, monkey
     longer(project)
     monkeypatch.chdir(project)
     run = RunFolder(project / "runs", load_plan(Path(EXPERIMENT)).runs()[0].key)
-    assert cli("train", EXPERIMENT, "control").returncode == 0
-    expected = losses(run)
-    run.path.rename(run.path.with_name("alone"))
-
+    expected = alone(run)
     job = torchrun(project, 2, "--save-every", "1")
     started = time.monotonic()
     under_way(project, job, run)
