@@ -2,8 +2,8 @@
 
 import os
 
-# Two workers with two threads each would starve one another on two cores. A worker inherits what was set for the process
-# that started it, and sets it anew, unless whoever started the tests did.
+# Two workers with two threads each would starve one another on two cores. A worker inherits what was set for the
+# process that started it, and sets it anew, unless whoever started the tests did.
 if "OMP_NUM_THREADS" not in os.environ or "OMP_SET_BY_TESTS" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
     os.environ["OMP_SET_BY_TESTS"] = "yes"
