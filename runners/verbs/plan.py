@@ -6,7 +6,8 @@ import argparse
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,7 +74,7 @@ class Row:
     arm: str
     role: str
     runs: int
-    done: int
+    done: int  # that count beside runs made now
     seeds: list[int]
     num_params: int
     params_delta: float  # over the control's, less 1
@@ -104,15 +105,16 @@ class Preview:
     margin: float
     screen: bool
     faults: Mapping[str, list[str]]  # what would make runs invalid, and of which arms
+    made_otherwise: Mapping[str, int]  # in what finished runs differ from those made now, and how many do
 
 
 def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
     """What can be said of the plan now, with what its run folders under ``root`` hold already."""
-    from runners.execution.todo import statuses, unfinished
+    from runners.execution.todo import made_otherwise, statuses, unfinished
     from runners.training.gates import recipe_faults
 
     control, known = plan.arms[0], statuses(plan, root)
-    todo = unfinished(plan, known)
+    todo, others = unfinished(plan, known), made_otherwise(plan, root, known, slots)
     seconds, basis = _estimate_seconds(plan, todo, known, slots)
     sigma, sigma_source = _sigma(plan, root)
     variants = [arm for arm in plan.arms if arm.role == "variant"]
@@ -129,7 +131,7 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         base=plan.base,
         question=plan.question,
         tokens_per_run=control.recipe.train.num_tokens,
-        arms=[_row(arm, control, known) for arm in plan.arms],
+        arms=[_row(arm, control, known, others) for arm in plan.arms],
         runs=len(plan.runs()),
         runs_left=len(todo),
         workers=len(slots.devices),
@@ -141,16 +143,17 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         margin=plan.decide.margin,
         screen=plan.screen,
         faults=faults,
+        made_otherwise=Counter(others[run] for run in others if known[run.key].state == "FINISHED"),
     )
 
 
-def _row(arm: PlannedArm, control: PlannedArm, known: Statuses) -> Row:
+def _row(arm: PlannedArm, control: PlannedArm, known: Statuses, others: Container[PlannedRun]) -> Row:
     params, flops = arm.recipe.num_params, arm.recipe.flops_per_token
     return Row(
         arm=arm.name,
         role=arm.role,
         runs=len(arm.runs),
-        done=sum(known[run.key].state == "FINISHED" for run in arm.runs),
+        done=sum(known[run.key].state == "FINISHED" and run not in others for run in arm.runs),
         seeds=[run.seed for run in arm.runs],
         num_params=params,
         params_delta=params / control.recipe.num_params - 1,
@@ -213,6 +216,12 @@ def preview_text(found: Preview, paired: bool) -> str:
         f"(by {found.estimate_basis})",
         highlight=False,
     )
+    for other, count in found.made_otherwise.items():
+        console.print(
+            f"note: {count} finished runs do not count beside runs made now, made with another {other}; "
+            "ARGS=--fresh makes them again",
+            highlight=False,
+        )
     for fault, arms in found.faults.items():
         console.print(f"warning: runs of {', '.join(arms)} would be invalid: {fault}", highlight=False)
     for line in _power_lines(found, paired):
