@@ -42,12 +42,13 @@ def made_otherwise(plan: Plan, root: Path, known: Statuses, slots: Slots) -> dic
     device = torch.device(slots.devices[0])
     others: dict[PlannedRun, str] = {}
     for arm in plan.arms:
-        now = stratum(arm.recipe, device, slots.threads)
+        now = None  # what is executed is looked up where there is something to compare it with
         for run in arm.runs:
-            status = known[run.key]
-            kept = status.state == "FINISHED" or RunFolder(root, run.key).checkpoints.exists()
-            if status.stratum and kept and (other := told(status.stratum, now)):
-                others[run] = other
+            made = known[run.key].stratum
+            if made and (known[run.key].state == "FINISHED" or RunFolder(root, run.key).checkpoints.exists()):
+                now = now or stratum(arm.recipe, device, slots.threads)
+                if other := told(made, now):
+                    others[run] = other
     return others
 
 
