@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
+from analysis.stats.compare import compare
 from analysis.store.load import load_design, load_runs
 from analysis.store.schema import Design
 from analysis.store.stratum import Stratum
 from llama_variants.errors import ConfigError
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan, load_plan
-from runners.runs import looks
+from runners.runs import looks, proofs
 from runners.runs.folder import RunFolder
 from runners.tracking import Mirror
 
@@ -199,3 +200,29 @@ def load_design_in_a_new_process(plan: Plan) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     design: dict[str, Any] = json.loads(done.stdout)
     return design
+
+
+def test_a_proof_that_comes_later_makes_old_runs_count_and_the_report_says_so(plan):
+    """Two runs of each arm, made with two versions of RMSNorm: invalid, until these are proven equal."""
+    for place, run in enumerate(plan.runs()):
+        folder = RunFolder(ROOT, run.key)
+        folder.create(run.recipe, run.seed)
+        folder.begin(Stratum(device="cpu-x", threads=1, code={"norm.rms": "old" if place % 2 else "new"}), {}, "data")
+        folder.log(30, dict.fromkeys(FINAL, 3.0 + 0.01 * place) | SPEED)
+        folder.end("FINISHED")
+
+    def judged():
+        mirror = Mirror(plan, ROOT)
+        for run in plan.runs():
+            mirror.sync(run)
+        design = load_design(plan.design().experiment)
+        return compare(load_runs(design), design).set_index("arm")
+
+    assert "runs in more than one stratum, by code of norm.rms" in judged().loc["theta_100", "why"]
+    Path(proofs.FILE).write_text(json.dumps([{"parts": {"norm.rms": ["old", "new"]}}]))
+    row = judged().loc["theta_100"]
+    assert row["verdict"] not in ("invalid", "")
+    assert "other code of norm.rms, proven equal by the golden losses" in row["flags"]
+
+
+SPEED = {"final/tokens_per_s": 1000.0, "final/peak_memory_bytes": 1e6, "final/compiled": 0.0, "final/val_loss_se": 0.01}
