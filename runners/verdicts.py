@@ -60,13 +60,25 @@ def read_requirements(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
     for text in texts:
         words, _, arm = text.partition(":")
         if arm not in arms:
-            problems.append(Problem(("--require",), repr(text), f"WORDS:ARM, the arm {one_of(arm, arms)}"))
+            problems.append(
+                Problem(path=("--require",), received=repr(text), allowed=f"WORDS:ARM, the arm {one_of(arm, arms)}")
+            )
         for word in words.split(","):
             if word not in VERDICTS:
-                problems.append(Problem(("--require",), repr(text), f"WORDS:ARM, each word {one_of(word, VERDICTS)}"))
+                problems.append(
+                    Problem(
+                        path=("--require",),
+                        received=repr(text),
+                        allowed=f"WORDS:ARM, each word {one_of(word, VERDICTS)}",
+                    )
+                )
         if arm in required:
             problems.append(
-                Problem(("--require",), repr(text), f"one requirement for {arm}, all its words in it: A,B:{arm}")
+                Problem(
+                    path=("--require",),
+                    received=repr(text),
+                    allowed=f"one requirement for {arm}, all its words in it: A,B:{arm}",
+                )
             )
         required[arm] = set(words.split(","))
     if problems:

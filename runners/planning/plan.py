@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runners.planning.files import Decide, Delta, ExperimentFile, Mode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A validated experiment on one base: its arms, the control first, and how they will be judged."""
 
@@ -53,9 +53,9 @@ class Plan:
         """One run, by its arm and which of the arm's seeds, from 0. Raises ConfigError where there is none."""
         runs = {planned.name: planned.runs for planned in self.arms}
         if arm not in runs:
-            raise ConfigError([Problem(("arm",), repr(arm), one_of(arm, runs))])
+            raise ConfigError([Problem(path=("arm",), received=repr(arm), allowed=one_of(arm, runs))])
         if not 0 <= index < len(runs[arm]):
-            raise ConfigError([Problem(("index",), str(index), f"0 to {len(runs[arm]) - 1}")])
+            raise ConfigError([Problem(path=("index",), received=str(index), allowed=f"0 to {len(runs[arm]) - 1}")])
         return runs[arm][index]
 
     def elsewhere(self) -> list[PlannedRun]:
@@ -158,7 +158,13 @@ def _on_base(
         path = ("variants", name)
         delta = declared.get(name) or _salvage(raw)
         if name in taken:
-            problems.append(Problem(path, f"the name {name!r}", f"a name that the base does not use: {sorted(taken)}"))
+            problems.append(
+                Problem(
+                    path=path,
+                    received=f"the name {name!r}",
+                    allowed=f"a name that the base does not use: {sorted(taken)}",
+                )
+            )
         for mode in match:
             arm, found = builder.variant(name, delta, mode, expect.get(name))
             problems += [problem.under(path) for problem in found if name in declared or problem.path]
@@ -171,11 +177,11 @@ def _on_base(
         raise refusal(document, problems)
     assert head is not None
     plan = Plan(
-        head.name,
-        head.question,
-        base_file.name,
-        head.source,
-        decide,
+        name=head.name,
+        question=head.question,
+        base=base_file.name,
+        source=head.source,
+        decide=decide,
         arms=(*arms, *(budgets if head.budgets else ())),
         screen=screens(arms),
         paired=head.paired,
@@ -200,10 +206,12 @@ def _strangers(head: ExperimentFile, written: Mapping[str, Any], arms: Iterable[
     """Variants that are spoken of and not there: in ``expect`` by their own names, in ``confirm`` by their arms'."""
     for name in head.expect:
         if name not in written:
-            yield Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written))
+            yield Problem(path=("expect", name), received=f"unknown variant {name!r}", allowed=one_of(name, written))
     for name in head.confirm.variants if head.confirm else ():
         if name not in arms:
-            yield Problem(("confirm", "variants"), f"unknown variant {name!r}", one_of(name, arms))
+            yield Problem(
+                path=("confirm", "variants"), received=f"unknown variant {name!r}", allowed=one_of(name, arms)
+            )
 
 
 def _salvage(raw: object) -> Delta:

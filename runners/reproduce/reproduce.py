@@ -48,7 +48,7 @@ from runners.training.gates import log_faults
 OURS = Path("training.log")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReproduceRequest:
     """What `reproduce` was asked for; None is as the log has it, and for ``steps`` as many as are sensible."""
 
@@ -63,7 +63,7 @@ class ReproduceRequest:
     vocab_size: int = 49_152  # of a log that names no recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Promise:
     """Logs of one run, and that run as this checkout would train it."""
 
@@ -116,7 +116,8 @@ def reproduce(
         check_can_hold(file, records[file])
         check_comparable(file, records[file].recipe, first_batch_recipe(run.recipe, run.seed))
     if request.out and [promise.whole for promise in promises] != [True]:
-        raise ConfigError([Problem(("--out",), str(request.out), "logs of one run, and all of its steps")])
+        problem = Problem(path=("--out",), received=str(request.out), allowed="logs of one run, and all of its steps")
+        raise ConfigError([problem])
     corpora: dict[str, Corpus] = {}
     for file, run, told in [
         *((one.file, promise.run, one.log.header["data"]) for promise in promises for one in promise.known),
@@ -162,7 +163,9 @@ def _promise(known: tuple[Known, ...], request: ReproduceRequest) -> Promise:
     num_steps = run.recipe.train.num_steps
     steps = min(num_steps, request.steps or (0 if too_large else num_steps))
     title = first.log.header["run"].partition(", key")[0]
-    return Promise(known, run, sigma, device, steps, title, first.log.header["command"])
+    return Promise(
+        known=known, run=run, sigma=sigma, device=device, steps=steps, title=title, command=first.log.header["command"]
+    )
 
 
 def _run_of(file: Path, command: str) -> tuple[Plan, PlannedRun]:
@@ -180,7 +183,8 @@ def _run_of(file: Path, command: str) -> tuple[Plan, PlannedRun]:
             raise ValueError(command)
     except (argparse.ArgumentError, ValueError, SystemExit):
         allowed = "python -m runners train EXPERIMENT ARM INDEX [--base BASE] [--seeds N]"
-        raise ConfigError([Problem(("command",), repr(command), allowed)], f"{file}: cannot compare") from None
+        problem = Problem(path=("command",), received=repr(command), allowed=allowed)
+        raise ConfigError([problem], f"{file}: cannot compare") from None
     try:
         plan = load_plan(chosen.experiment, base=chosen.base, seeds=chosen.seeds)
         return plan, plan.run_of(chosen.arm, chosen.index)
@@ -265,7 +269,7 @@ def _again(
     num_steps, steps = promise.run.recipe.train.num_steps, promise.steps
     if not steps:
         basis = "nothing: too large a model for this processor, but for the steps that STEPS= asks for"
-        outcome = Outcome(lead.file, False, basis, (), unchecked(lead.log, 0))
+        outcome = Outcome(file=lead.file, exact=False, basis=basis, rows=(), unchecked=unchecked(lead.log, 0))
         say(outcome_text(outcome))
         return [outcome], ""
     say(f"{promise.title}: {steps:,} of {num_steps:,} steps again, on {way}")
@@ -309,7 +313,7 @@ def _device(request: ReproduceRequest, one: Known) -> torch.device:
     try:
         return resolve_device(name)
     except ValueError as error:
-        raise ConfigError([Problem(("--device",), name, str(error))]) from None
+        raise ConfigError([Problem(path=("--device",), received=name, allowed=str(error))]) from None
 
 
 def _way(known: Sequence[Known], device: torch.device, request: ReproduceRequest) -> tuple[Way, Known]:
@@ -318,7 +322,9 @@ def _way(known: Sequence[Known], device: torch.device, request: ReproduceRequest
     lead = next((one for one in known if Way.of(one.log).platform == here), known[0])
     way = Way.of(lead.log)
     if (way.threads > 0) != (device.type == "cpu"):  # from another kind of device: its split says nothing here
-        way = Way(here, 1 if device.type == "cpu" else 0, 0, device.type == "cuda")
+        way = Way(
+            platform=here, threads=1 if device.type == "cpu" else 0, micro_batch=0, compiled=device.type == "cuda"
+        )
     compiled = way.compiled if request.compiled is None else request.compiled
     threads, micro_batch = request.threads or way.threads, request.micro_batch or way.micro_batch
     return replace(way, platform=here, threads=threads, micro_batch=micro_batch, compiled=compiled), lead
@@ -336,7 +342,13 @@ def read_logs(files: Sequence[Path]) -> list[Known]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
             said = f"{file}: {error.strerror if isinstance(error, OSError) else what}"
-            problems.append(Problem(("LOG",), said, "a training log: lines like `TIME - Step 10, Loss: 3.2, LR: 1e-3`"))
+            problems.append(
+                Problem(
+                    path=("LOG",),
+                    received=said,
+                    allowed="a training log: lines like `TIME - Step 10, Loss: 3.2, LR: 1e-3`",
+                )
+            )
     if problems:
         raise ConfigError(problems)
     return known
@@ -369,7 +381,12 @@ def train_again(
             shutil.rmtree(folder.path, ignore_errors=True)
         folder.create(run.recipe, run.seed)
         folder.on_row = on_row
-        options = Options(120.0, way.micro_batch or None, compile_mode, None if promise.whole else steps)
+        options = Options(
+            save_every_s=120.0,
+            micro_batch=way.micro_batch or None,
+            compile_mode=compile_mode,
+            stop_after=None if promise.whole else steps,
+        )
         try:
             execute(folder, cache, str(promise.device), options, stop)
         except Stopped as error:
