@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.report import page as reports
 from analysis.report import results
+from analysis.report.sections import Stage
 from analysis.stats.compare import VERDICTS
 from analysis.store import load
 from llama_variants.errors import ConfigError, Problem, one_of
@@ -21,7 +22,7 @@ from runners.tracking import Mirrors
 class Reported:
     """The verdicts of a plan's stages, and the files that hold them."""
 
-    stages: tuple[reports.Stage, ...]
+    stages: tuple[Stage, ...]
     files: Mapping[str, Path]
     page: str  # of the runs, in the tracking UI
 
@@ -113,7 +114,7 @@ def report(
             mirror.sync(run)
         design = load.load_design(stage.design().experiment)
         runs = load.load_runs(design)
-        stages.append(reports.Stage(design, runs, load.load_curves(runs)))
+        stages.append(Stage(design, runs, load.load_curves(runs)))
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
     if keep:

@@ -1,4 +1,4 @@
-"""How source is written: dataclasses by keyword."""
+"""How source is written: dataclasses by keyword, and files that can be read in one go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 PACKAGES = ("llama_variants", "runners", "analysis")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
+MOST_LINES = 400
 MOST_BY_PLACE = 3  # fields of a dataclass that may be given without their names
 
 Key = tuple[str, str]  # a module, and a class of it
@@ -65,6 +66,11 @@ def test_dataclasses_of_more_than_three_fields_take_keywords_only():
 def test_such_a_class_is_made_by_keywords_in_the_packages_and_in_tests():
     tests = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("*.py"))}
     assert [place for path, tree in (TREES | tests).items() for place in by_place(path, tree, LARGE)] == []
+
+
+def test_no_file_is_longer_than_400_lines():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_these_checks_see_what_they_should():

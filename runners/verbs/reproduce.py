@@ -54,7 +54,7 @@ def reproduce(options: Options, context: Context) -> int:
 
     from llama_variants.errors import ConfigError, Problem
     from runners.data.config import DataError
-    from runners.reproduce.reproduce import ReproduceRequest
+    from runners.reproduce.promise import ReproduceRequest
     from runners.reproduce.reproduce import reproduce as carry_out
 
     logging.disable_progress_bar()
