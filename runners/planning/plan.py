@@ -6,7 +6,7 @@ the control with its delta merged in, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from runners.planning import strict_yaml
 from runners.planning.lookup import find_file, refusal
 
 if TYPE_CHECKING:
-    from runners.planning.arms import PlannedArm, PlannedRun
+    from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun
     from runners.planning.files import Decide, Delta, ExperimentFile, Mode
 
 
@@ -150,28 +150,11 @@ def _on_base(
     builder = ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
     arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
     taken = {arm.name for arm in (*arms, *budgets)}
-    match: tuple[Mode, ...] = head.match if head else ("tokens",)
-    declared = head.variants if head else {}
-    expect = head.expect if head else {}
     written = _variants(document)
-    for name, raw in written.items():
-        path = ("variants", name)
-        delta = declared.get(name) or _salvage(raw)
-        if name in taken:
-            problems.append(
-                Problem(
-                    path=path,
-                    received=f"the name {name!r}",
-                    allowed=f"a name that the base does not use: {sorted(taken)}",
-                )
-            )
-        for mode in match:
-            arm, found = builder.variant(name, delta, mode, expect.get(name))
-            problems += [problem.under(path) for problem in found if name in declared or problem.path]
-            if arm is not None:
-                arms.append(arm)
-    by_name = {arm.name: arm for arm in arms if arm.role == "variant"}
-    problems += builder.pairing_problems(arms)
+    variants, found = _variant_arms(builder, head, written, taken)
+    arms += variants
+    by_name = {arm.name: arm for arm in variants}
+    problems += found + builder.pairing_problems(arms)
     problems += _strangers(head, written, by_name) if head else []
     if problems:
         raise refusal(document, problems)
@@ -194,6 +177,29 @@ def _on_base(
     if problems := builder.pairing_problems(fresh):
         raise refusal(document, [problem.under(("confirm",)) for problem in problems])
     return replace(plan, confirm=replace(plan, arms=tuple(fresh), confirms=True))
+
+
+def _variant_arms(
+    builder: ArmBuilder, head: ExperimentFile | None, written: Mapping[str, Any], taken: Collection[str]
+) -> tuple[list[PlannedArm], list[Problem]]:
+    """The arms of the variants, one for each matching mode, as far as they can be made; and what is wrong with them."""
+    match: tuple[Mode, ...] = head.match if head else ("tokens",)
+    declared = head.variants if head else {}
+    expect = head.expect if head else {}
+    arms: list[PlannedArm] = []
+    problems: list[Problem] = []
+    for name, raw in written.items():
+        path = ("variants", name)
+        delta = declared.get(name) or _salvage(raw)
+        if name in taken:
+            allowed = f"a name that the base does not use: {sorted(taken)}"
+            problems.append(Problem(path=path, received=f"the name {name!r}", allowed=allowed))
+        for mode in match:
+            arm, found = builder.variant(name, delta, mode, expect.get(name))
+            problems += [problem.under(path) for problem in found if name in declared or problem.path]
+            if arm is not None:
+                arms.append(arm)
+    return arms, problems
 
 
 def _variants(document: strict_yaml.Document) -> Mapping[str, Any]:
