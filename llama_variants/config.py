@@ -59,7 +59,7 @@ class ModelConfig(StrictModel):
     def preset(cls, name: str) -> ModelConfig:
         """A configuration known by name. Raises ConfigError for any other name."""
         if name not in PRESETS:
-            raise ConfigError([Problem(("preset",), show(name), one_of(name, PRESETS))])
+            raise ConfigError([Problem(path=("preset",), received=show(name), allowed=one_of(name, PRESETS))])
         return cls.from_dict(PRESETS[name])
 
     @classmethod
@@ -107,7 +107,7 @@ class ModelConfig(StrictModel):
         if not isinstance(config, cls.Config) and config.type not in vars(cls).get("also", ()):
             allowed = f"{cls.Config.type}, which is what {cls.__name__} computes; or build {config.type}'s own class, "
             allowed += f"registry.{family.upper()}[{config.type!r}]"
-            raise ConfigError([Problem((family, "type"), repr(config.type), allowed)])
+            raise ConfigError([Problem(path=(family, "type"), received=repr(config.type), allowed=allowed)])
         return config
 
     def override(self, delta: Any) -> ModelConfig:
@@ -125,7 +125,8 @@ class ModelConfig(StrictModel):
     def layer(self, index: int) -> ModelConfig:
         """The configuration as layer ``index`` sees it: every selection that holds it merged in, in order."""
         if not 0 <= index < self.num_hidden_layers:
-            raise ConfigError([Problem(("layer_idx",), str(index), f"0 to {self.num_hidden_layers - 1}")])
+            problem = Problem(path=("layer_idx",), received=str(index), allowed=f"0 to {self.num_hidden_layers - 1}")
+            raise ConfigError([problem])
         if not self.layers:
             return self
         config = self.model_copy(update={"layers": {}})
@@ -262,9 +263,10 @@ def select(selection: str, num_layers: int) -> set[int]:
             step = int(found["step"])
             layers = range(int(found["start"] or step - 1), num_layers, step)
         else:
-            raise ConfigError([Problem((), show(selection), _ALLOWED)])
+            raise ConfigError([Problem(path=(), received=show(selection), allowed=_ALLOWED)])
         if not layers or layers[-1] >= num_layers:
-            raise ConfigError([Problem((), show(selection), f"some of the layers 0 to {num_layers - 1}")])
+            problem = Problem(path=(), received=show(selection), allowed=f"some of the layers 0 to {num_layers - 1}")
+            raise ConfigError([problem])
         chosen |= set(layers)
     return chosen
 
@@ -275,7 +277,7 @@ def read(data: object, base: ModelConfig | None = None) -> tuple[ModelConfig | N
     Parts that are wrong are replaced by the base's, so that a misspelt block hides no problem of another.
     """
     if not isinstance(data, Mapping):
-        return None, [Problem((), show(data), "a mapping of model fields")]
+        return None, [Problem(path=(), received=show(data), allowed="a mapping of model fields")]
     problems: list[Problem] = []
     later: Any = {}
     parts: dict[str, Any] = {name: getattr(base, name) for name in ModelConfig.model_fields} if base else {}
@@ -315,7 +317,9 @@ def _merge_layers(
     model's blocks; nothing (null) takes a selection out.
     """
     if not isinstance(value, Mapping):
-        return dict(base), [Problem((), show(value), "a mapping of layers to what they do otherwise")]
+        return dict(base), [
+            Problem(path=(), received=show(value), allowed="a mapping of layers to what they do otherwise")
+        ]
     merged, problems = copy.deepcopy(dict(base)), []
     for key, delta in value.items():
         selection = str(key)
@@ -323,10 +327,14 @@ def _merge_layers(
             del merged[selection]
             continue
         if not isinstance(delta, Mapping):
-            problems.append(Problem((selection,), show(delta), "a mapping of blocks: " + ", ".join(LAYERED)))
+            problems.append(
+                Problem(path=(selection,), received=show(delta), allowed="a mapping of blocks: " + ", ".join(LAYERED))
+            )
             continue
         for family in delta.keys() - set(LAYERED):
-            problems.append(Problem((selection, family), f"the key {family!r}", one_of(str(family), LAYERED)))
+            problems.append(
+                Problem(path=(selection, family), received=f"the key {family!r}", allowed=one_of(str(family), LAYERED))
+            )
         before = merged.get(selection, {})
         for family in LAYERED:
             if isinstance(block := delta.get(family), Mapping) and family in before:

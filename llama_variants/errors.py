@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 Path = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that is wrong: where it stands, what was received and what is allowed there."""
 
@@ -99,13 +99,17 @@ def _problem(cls: type[BaseModel], detail: Any) -> Problem:
     """One pydantic error in this project's words."""
     path = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return Problem(path, f"unknown key {str(path[-1])!r}", one_of(str(path[-1]), _fields_at(cls, path[:-1])))
+        return Problem(
+            path=path,
+            received=f"unknown key {str(path[-1])!r}",
+            allowed=one_of(str(path[-1]), _fields_at(cls, path[:-1])),
+        )
     if detail["type"] == "missing":
-        return Problem(path, "nothing", "a value: the key is required")
+        return Problem(path=path, received="nothing", allowed="a value: the key is required")
     allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if detail["type"] == "model_type":
         allowed = "a mapping with keys out of " + ", ".join(_fields_at(cls, path))
-    return Problem(path, show(detail["input"]), allowed)
+    return Problem(path=path, received=show(detail["input"]), allowed=allowed)
 
 
 def _fields_at(cls: type[BaseModel], path: Path) -> list[str]:

@@ -39,12 +39,18 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **k
     load: Any = AutoModelForCausalLM.from_pretrained  # whose stubs know nothing of output_loading_info
     loaded, info = load(path, dtype=dtype, output_loading_info=True, **kwargs)
     problems = [
-        Problem((kind,), ", ".join(sorted(map(str, found))[:5]), "a checkpoint with exactly the model's weights")
+        Problem(
+            path=(kind,),
+            received=", ".join(sorted(map(str, found))[:5]),
+            allowed="a checkpoint with exactly the model's weights",
+        )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if (found := info[kind])
     ]
     if not isinstance(loaded, LlamaForCausalLM | StockLlama):
-        problems = [Problem(("model_type",), repr(loaded.config.model_type), "llama or llama_variant")]
+        problems = [
+            Problem(path=("model_type",), received=repr(loaded.config.model_type), allowed="llama or llama_variant")
+        ]
     if problems:
         raise ConfigError(problems, title=f"{path} cannot be loaded:")
     return loaded if isinstance(loaded, LlamaForCausalLM) else _of_stock(loaded)

@@ -84,7 +84,11 @@ class LlamaVariantConfig(PreTrainedConfig):
             name: getattr(blocks, name) for name in ("hidden_size", "num_hidden_layers", "max_position_embeddings")
         }
         problems = [
-            Problem((name,), repr(getattr(self, name)), f"{value!r}, as the blocks have it: change `variant` instead")
+            Problem(
+                path=(name,),
+                received=repr(getattr(self, name)),
+                allowed=f"{value!r}, as the blocks have it: change `variant` instead",
+            )
             for name, value in said.items()
             if getattr(self, name) != value
         ]

@@ -16,7 +16,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 OURS = ("llama_variants", "runners")  # packages whose components raise `semantics`; others are plugins
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What one block costs: parameters, and forward FLOPs per token (a multiply-add is two).
 
@@ -50,10 +50,10 @@ class Cost:
     kv_cache_values: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
     def __mul__(self, count: int) -> Cost:
-        return Cost(*(value * count for value in astuple(self)))
+        return Cost(**{name: value * count for name, value in asdict(self).items()})
 
     @classmethod
     def linear(cls, size_in: int, size_out: int) -> Cost:
@@ -108,9 +108,9 @@ class BlockConfig(ComponentConfig):
             if len(given) != 1:
                 received = " and ".join(given) or "nothing"
                 yield Problem(
-                    (given[-1] if given else min(group),),
-                    received,
-                    "exactly one of " + ", ".join(sorted(group)),
+                    path=(given[-1] if given else min(group),),
+                    received=received,
+                    allowed="exactly one of " + ", ".join(sorted(group)),
                 )
 
     def cost(self, model: ModelConfig, seq_len: int) -> Cost:
@@ -212,14 +212,18 @@ class Registry(Generic[T]):
         if isinstance(value, ComponentConfig):
             return value, []
         if not isinstance(value, Mapping):
-            return None, [Problem((), show(value), f"a mapping with `type` and the fields of the {self.family}")]
+            return None, [
+                Problem(
+                    path=(), received=show(value), allowed=f"a mapping with `type` and the fields of the {self.family}"
+                )
+            ]
         fields = dict(value)
         name = fields.pop("type", base.type if base else None)
         problems: list[Problem] = []
         if name is None:
-            return None, [Problem(("type",), "nothing", one_of("", self.names))]
+            return None, [Problem(path=("type",), received="nothing", allowed=one_of("", self.names))]
         if name not in self.names:
-            problems.append(Problem(("type",), show(name), one_of(str(name), self.names)))
+            problems.append(Problem(path=("type",), received=show(name), allowed=one_of(str(name), self.names)))
             name = closest(str(name), self.names)
             if name is None:  # whose fields these are cannot be guessed
                 return None, problems
@@ -238,7 +242,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> type[T]:
         if not isinstance(name, str) or name not in self._entries:
-            raise ConfigError([Problem(("type",), show(name), one_of(str(name), self.names))])
+            raise ConfigError([Problem(path=("type",), received=show(name), allowed=one_of(str(name), self.names))])
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -67,7 +67,7 @@ def from_llama(llama: Mapping[str, Any]) -> dict[str, Any]:
 
         known = {*LlamaFields.model_fields, *LlamaConfig().to_dict()}
         problems += [
-            Problem((name,), f"unknown key {name!r}", one_of(name, LlamaFields.model_fields))
+            Problem(path=(name,), received=f"unknown key {name!r}", allowed=one_of(name, LlamaFields.model_fields))
             for name in llama
             if name not in known
         ]
@@ -77,7 +77,9 @@ def from_llama(llama: Mapping[str, Any]) -> dict[str, Any]:
         problems += found
         if fields.head_dim is None and fields.hidden_size % fields.num_attention_heads:
             allowed = f"a divisor of hidden_size ({fields.hidden_size}), or a head_dim beside it"
-            problems.append(Problem(("num_attention_heads",), str(fields.num_attention_heads), allowed))
+            problems.append(
+                Problem(path=("num_attention_heads",), received=str(fields.num_attention_heads), allowed=allowed)
+            )
     if problems or fields is None:
         raise ConfigError(problems, title="this Llama configuration cannot be expressed by the registered blocks:")
     heads = fields.num_attention_heads
@@ -108,19 +110,21 @@ def _rotary(llama: LlamaFields) -> tuple[dict[str, Any], list[Problem]]:
     kind = written.pop("rope_type", written.pop("type", "default"))
     theta = written.pop("rope_theta", llama.rope_theta or 10_000.0)
     if not isinstance(kind, str) or kind not in _SCALING:
-        return {}, [Problem(("rope_parameters", "rope_type"), show(kind), "one of " + ", ".join(_SCALING))]
+        return {}, [
+            Problem(path=("rope_parameters", "rope_type"), received=show(kind), allowed="one of " + ", ".join(_SCALING))
+        ]
     neutral = {"partial_rotary_factor": 1.0, "truncate": True}
     values = {name: value for name, value in written.items() if value is not None and value != neutral.get(name)}
     allowed = _FIELDS[kind]
     if "original_max_position_embeddings" in allowed:
         values.setdefault("original_max_position_embeddings", llama.max_position_embeddings)
     problems = [
-        Problem(("rope_parameters", name), show(value), "rope_theta, " + ", ".join(allowed))
+        Problem(path=("rope_parameters", name), received=show(value), allowed="rope_theta, " + ", ".join(allowed))
         for name, value in values.items()
         if name not in allowed
     ]
     if "factor" in allowed and "factor" not in values:
-        problems.append(Problem(("rope_parameters", "factor"), "nothing", "a number"))
+        problems.append(Problem(path=("rope_parameters", "factor"), received="nothing", allowed="a number"))
     # The values' own types are checked where the block reads them.
     return {"type": _SCALING[kind], "theta": theta, **{n: v for n, v in values.items() if n in allowed}}, problems
 

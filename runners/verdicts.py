@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.report import page as reports
 from analysis.report import results
+from analysis.report.sections import Stage
 from analysis.stats.compare import VERDICTS
 from analysis.store import load
 from llama_variants.errors import ConfigError, Problem, one_of
@@ -21,7 +22,7 @@ from runners.tracking import Mirrors
 class Reported:
     """The verdicts of a plan's stages, and the files that hold them."""
 
-    stages: tuple[reports.Stage, ...]
+    stages: tuple[Stage, ...]
     files: Mapping[str, Path]
     page: str  # of the runs, in the tracking UI
 
@@ -60,13 +61,25 @@ def read_requirements(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
     for text in texts:
         words, _, arm = text.partition(":")
         if arm not in arms:
-            problems.append(Problem(("--require",), repr(text), f"WORDS:ARM, the arm {one_of(arm, arms)}"))
+            problems.append(
+                Problem(path=("--require",), received=repr(text), allowed=f"WORDS:ARM, the arm {one_of(arm, arms)}")
+            )
         for word in words.split(","):
             if word not in VERDICTS:
-                problems.append(Problem(("--require",), repr(text), f"WORDS:ARM, each word {one_of(word, VERDICTS)}"))
+                problems.append(
+                    Problem(
+                        path=("--require",),
+                        received=repr(text),
+                        allowed=f"WORDS:ARM, each word {one_of(word, VERDICTS)}",
+                    )
+                )
         if arm in required:
             problems.append(
-                Problem(("--require",), repr(text), f"one requirement for {arm}, all its words in it: A,B:{arm}")
+                Problem(
+                    path=("--require",),
+                    received=repr(text),
+                    allowed=f"one requirement for {arm}, all its words in it: A,B:{arm}",
+                )
             )
         required[arm] = set(words.split(","))
     if problems:
@@ -101,7 +114,7 @@ def report(
             mirror.sync(run)
         design = load.load_design(stage.design().experiment)
         runs = load.load_runs(design)
-        stages.append(reports.Stage(design, runs, load.load_curves(runs)))
+        stages.append(Stage(design, runs, load.load_curves(runs)))
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
     if keep:

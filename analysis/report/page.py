@@ -7,8 +7,6 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,71 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.report import figures, render
-from analysis.report.cells import (
-    Row,
-    bottom_line,
-    cells,
-    count,
-    equal_variances,
-    headline,
-    interval,
-    known,
-    markdown_table,
-    number,
-    p_value,
-    percent,
-    rows_of,
-    speed,
-    titles,
-    worth,
-)
-from analysis.report.render import Code, Items, Part, Picture, Section, Table
-from analysis.stats.compare import compare
-from analysis.stats.worth import Scaling
-from analysis.store.schema import METRICS, Arm, Design
-from analysis.store.stratum import Stratum
-
-WORDS = {
-    "better, worse": "the simultaneous interval of the difference excludes 0; lower loss is better. "
-    "“within margin” is added where the interval is also inside the margin",
-    "equivalent": "two one-sided tests place the difference inside the margin",
-    "undecided": "neither is shown, or declared runs are missing: no evidence of no difference",
-    "invalid": "a validity gate failed or the runs are not comparable; the numbers mean nothing",
-    "screen": "one seed an arm: a number to plan with, no verdict",
-    "as expected, differs": "a control against itself; honest ones differ as often as alpha says, and are kept",
-    "per second": "the same question after equal training time: the arm's loss against what the control reaches, by "
-    "its runs on other numbers of tokens, in the time that the arm took; speeds are those of the runs themselves",
-}
-WORTH = (
-    "The control was also trained, and decayed, on other numbers of tokens. Between them its loss is interpolated in "
-    "the logarithm of the tokens; an arm's loss is worth the data with which the control reaches it, and the interval "
-    "holds the numbers of tokens from which the arm cannot be told, by the same sigma as its difference."
-)
+from analysis.report.cells import Row, bottom_line, cells, headline, markdown_table, rows_of, titles
+from analysis.report.render import Section
+from analysis.report.sections import Stage, closing, sections
+from analysis.store.schema import Design
 
 _WIDTH = 150
 _WHY_WIDTH = 40
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage of an experiment declared, and its runs: the first, or the one on fresh seeds that confirms it.
-
-    What is computed from them is computed once, whoever asks for it.
-    """
-
-    design: Design
-    runs: pd.DataFrame  # of analysis.load.load_runs
-    curves: pd.DataFrame  # of analysis.load.load_curves, holding "val/loss"
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """The verdicts: the frame of :func:`analysis.stats.compare.compare`."""
-        return compare(self.runs, self.design)
-
-    @cached_property
-    def scaling(self) -> Scaling | None:
-        """The control's loss at several budgets, where they ran."""
-        return Scaling.of(self.runs, self.design)
 
 
 def table_text(table: pd.DataFrame, design: Design) -> str:
@@ -132,7 +72,7 @@ def write(stages: Sequence[Stage], out_dir: Path, *, reproduce: str = "") -> dic
     Returns:
         The files under "report", "markdown", "table", "runs", and each figure under its name.
     """
-    sections: list[Section] = []
+    parts: list[Section] = []
     records: list[Row] = []
     drawings: dict[str, Figure] = {}
     for stage in stages:
@@ -141,18 +81,18 @@ def write(stages: Sequence[Stage], out_dir: Path, *, reproduce: str = "") -> dic
         drawings[f"{prefix}losses"] = figures.losses(stage.runs, stage.curves, stage.design)
         drawings[f"{prefix}forest"] = figures.forest(table, stage.design)
         drawings[f"{prefix}throughput"] = figures.throughput(table, stage.design, scaling)
-        sections += _sections(stage, table, scaling, prefix, len(stages) > 1)
+        parts += sections(stage, table, scaling, prefix, len(stages) > 1)
         which = {"stage": "confirm" if stage.design.confirms else "declared"}
         records += [which | {key: _json_value(value) for key, value in row.items()} for row in rows_of(table)]
-    sections += _closing(stages, reproduce)
+    parts += closing(stages, reproduce)
     title = f"{stages[0].design.name} on {stages[0].design.base}"
     vectors = {name: _drawn(drawing, "svg") for name, drawing in drawings.items()}
     runs = pd.concat([stage.runs.assign(confirms=stage.design.confirms) for stage in stages])
     contents = {
-        "report": ("report.html", render.page(title, sections, vectors).encode()),
+        "report": ("report.html", render.page(title, parts, vectors).encode()),
         "markdown": (
             "report.md",
-            render.markdown(title, sections, {name: f"{name}.png" for name in drawings}).encode(),
+            render.markdown(title, parts, {name: f"{name}.png" for name in drawings}).encode(),
         ),
         "table": ("table.json", json.dumps(records, indent=2).encode() + b"\n"),
         "runs": ("runs.csv", runs.to_csv(index=False).encode()),
@@ -188,233 +128,3 @@ def _fold(line: str) -> str:
 
 def _title(design: Design) -> str:
     return f"{design.name} on {design.base}{': confirmation on fresh seeds' if design.confirms else ''}"
-
-
-# Sections of the document
-
-
-def _sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix: str, several: bool) -> list[Section]:
-    """What is said of one stage."""
-    design = stage.design
-    rows = rows_of(table)
-    level = 3 if several else 2
-    intro = "" if design.confirms else design.question
-    stage_title = ""
-    if several:
-        stage_title = "To confirm, on fresh seeds" if design.confirms else "As declared"
-        if design.confirms:
-            intro = (
-                "What the first stage showed, asked once more of seeds that it did not use, with a control of its own. "
-                "The stages are judged apart and never pooled; this one has the last word."
-            )
-    verdicts: list[Part] = [
-        intro,
-        f"Source: {design.source}" if design.source and not design.confirms else "",
-        headline(design),
-        Table(titles(table, design), [cells(row, table, design) for row in rows]),
-        bottom_line(table),
-        Items([(row["arm"], _sentence(row, design)) for row in rows if row["role"] != "control"]),
-    ]
-    band = "Validation loss against training tokens (left), and its difference from the control's mean (right)."
-    interval_words = "Differences from the control with their simultaneous intervals."
-    return [
-        Section(stage_title, [part for part in verdicts if part]),
-        Section("Losses", [Picture(f"{prefix}losses", band)], level),
-        Section("Differences", [Picture(f"{prefix}forest", interval_words)], level),
-        Section("Speed and loss", _speed_parts(rows, prefix, scaling), level),
-        Section(
-            "What each arm changes", [Items([(f"{a.name} ({a.role})", _diff(a)) for a in design.compared[1:]])], level
-        ),
-        Section("Costs", _costs(rows, stage), level),
-        *(
-            [Section("What a difference is worth in data", _worth_parts(rows, design, scaling), level)]
-            if scaling
-            else []
-        ),
-        Section("Statistics", _statistics(rows, design), level),
-        Section("Validity", _validity(rows, stage), level),
-        Section("Runs", [_runs_table(stage)], level),
-    ]
-
-
-def _sentence(row: Row, design: Design) -> str:
-    unit = METRICS[design.metric].unit.replace("nats/token", "nats")
-    if not known(row["ci_low"]):
-        return f"{row['verdict']}: {row['why']}"
-    size = f"{number(abs(row['delta']))} {unit} {'above' if row['delta'] > 0 else 'below'} the control"
-    told = f"{row['verdict']}: {size}, interval {interval(row['ci_low'], row['ci_high'])}"
-    if known(row["worth"]):
-        told += f"; worth {worth(row['worth'], design)}"
-    return "; ".join(part for part in (told, row["why"], row["flags"]) if part)
-
-
-def _speed_parts(rows: Sequence[Row], prefix: str, scaling: Scaling | None) -> list[Part]:
-    line = (
-        " The dashed line is what the control reaches in the time that an arm of that speed takes." if scaling else ""
-    )
-    caption = f"Loss against training throughput.{line}"
-    told = [
-        (
-            row["arm"],
-            f"{row['iso_verdict']}: {number(row['iso_delta'], '+')} {interval(row['iso_low'], row['iso_high'])}",
-        )
-        for row in rows
-        if row["iso_verdict"]
-    ]
-    note = "Speeds are those of the runs themselves: whatever else the machine did meanwhile is in them."
-    return [Picture(f"{prefix}throughput", caption), note, *([Items(told)] if told else [])]
-
-
-def _diff(arm: Arm) -> str:
-    told = [
-        f"{path} {_value(old)} → {_value(new)}{' (solved to match)' if path in arm.solved else ''}"
-        for path, (old, new) in arm.diff.items()
-    ]
-    return ", ".join(told) or "nothing but the seeds"
-
-
-def _value(value: Any) -> str:
-    return "–" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
-    control = stage.design.control
-    memory = stage.runs.loc[stage.runs["arm"] == control.name, "final/peak_memory_bytes"].mean()
-    heads = ("arm", "parameters", "FLOPs/token", "peak memory", "tokens/s", "not matched")
-    lines = [
-        (
-            control.name,
-            f"{control.num_params:,}",
-            f"{control.flops_per_token:,}",
-            f"{memory / 1e6:,.0f} MB" if known(memory) else "–",
-            count(rows[0]["tokens_per_s"]),
-            "",
-        )
-    ]
-    for row in rows[1:]:
-        changes = {"parameters": row["params_delta"], "FLOPs": row["flops_delta"]}
-        unmatched = ", ".join(name for name, change in changes.items() if change) or "nothing"
-        costs = (f"{100 * row['params_delta']:+.2f} %", f"{100 * row['flops_delta']:+.2f} %")
-        lines.append((row["arm"], *costs, percent(row["memory_delta"]), speed(row), unmatched))
-    return [Table(heads, lines)]
-
-
-def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[Part]:
-    budgets = [
-        (f"{factor:g}x", count(factor * design.tokens_per_run), str(n), number(mean), number(sd))
-        for factor, n, mean, sd in zip(scaling.factors, scaling.ns, scaling.means, scaling.sds, strict=True)
-    ]
-    told = [
-        (
-            row["arm"],
-            worth(row["worth"], design),
-            f"{worth(row['worth_low'], design)} to {worth(row['worth_high'], design)}",
-        )
-        for row in rows
-        if known(row["worth"])
-    ]
-    parts: list[Part] = [WORTH, Table(("control on", "tokens", "n", "mean", "sd"), budgets)]
-    return [*parts, Table(("arm", "worth", "interval"), told)] if told else parts
-
-
-def _statistics(rows: Sequence[Row], design: Design) -> list[Part]:
-    tost = f"{100 * (1 - 2 * design.alpha):.0f} % interval (TOST)"
-    heads = (
-        *("arm", "n", "mean", "sigma (df)", "equal variances", "delta", "simultaneous interval", "p", "p (adj.)"),
-        *(tost, "smallest effect", "flags"),
-    )
-    lines = [
-        (
-            row["arm"],
-            f"{row['n']} of {row['declared']}",
-            number(row["mean"]),
-            f"{number(row['sigma'])} ({row['df']:.3g}){'' if row['pooled'] else ' not pooled'}"
-            if known(row["sigma"])
-            else "–",
-            ", ".join(words for _, words in equal_variances(row)) or "–",
-            number(row["delta"], "+"),
-            interval(row["ci_low"], row["ci_high"]),
-            p_value(row["p"]) or "–",
-            p_value(row["p_adj"]) or "–",
-            interval(row["tost_low"], row["tost_high"]),
-            number(row["mde"]),
-            row["flags"],
-        )
-        for row in rows
-    ]
-    family = sum(row["role"] == "variant" for row in rows)
-    how = (
-        f"alpha {design.alpha:g}, margin ±{design.margin:g}, a family of {family}; checks are compared one at a time. "
-        + ("Paired: each run with the control's of the same seed, Holm's p and Bonferroni's intervals." if design.paired
-           else "Dunnett's intervals where variances pool, each as wide at least as the arm's own scatter asks; else "
-           "Welch's with Holm's p and Bonferroni's intervals.")
-    )  # fmt: skip
-    return [how, Table(heads, lines)]
-
-
-def _validity(rows: Sequence[Row], stage: Stage) -> list[Part]:
-    runs = stage.runs
-    broken = runs[runs["invalid"].notna()]
-    told = [
-        (f"{arm} seed {seed}", str(why))
-        for arm, seed, why in zip(broken["arm"], broken["seed"], broken["invalid"], strict=True)
-    ]
-    told += [(row["arm"], row["flags"]) for row in rows if row["flags"]]
-    missing = [
-        (
-            row["arm"],
-            f"{row['declared'] - row['n'] - row['gates_failed']} of {row['declared']} declared runs not finished",
-        )
-        for row in rows
-        if row["declared"] > row["n"] + row["gates_failed"]
-    ]
-    passed, failed = sum(row["n"] for row in rows), sum(row["gates_failed"] for row in rows)
-    summary = f"{passed} of {passed + failed} finished runs passed every gate; outliers are flagged, never left out."
-    return [summary, *([Items(told + missing)] if told or missing else [])]
-
-
-def _runs_table(stage: Stage) -> Table:
-    heads = ("arm", "seed", "status", stage.design.metric, "tokens/s", "started (UTC)", "run", "MLflow run")
-    columns = [
-        "arm",
-        "seed",
-        "status",
-        stage.design.metric,
-        "final/tokens_per_s",
-        "started",
-        "run_key",
-        "mlflow_run_id",
-    ]
-    lines = [
-        (
-            arm,
-            str(seed),
-            status,
-            f"{loss:.6f}",
-            count(rate),
-            f"{started:%Y-%m-%d %H:%M}" if known_time(started) else "–",
-            key,
-            run,
-        )
-        for arm, seed, status, loss, rate, started, key, run in stage.runs[columns].itertuples(index=False, name=None)
-    ]
-    return Table(heads, lines, summary=f"{len(lines)} runs")
-
-
-def known_time(value: Any) -> bool:
-    """Whether there is such a time."""
-    return not pd.isna(value)
-
-
-def _closing(stages: Sequence[Stage], reproduce: str) -> list[Section]:
-    """What holds for all stages."""
-    runs = pd.concat([stage.runs for stage in stages])
-    finished = runs[runs["status"] == "FINISHED"]
-    made = [(f"{n} runs", str(Stratum.parse(str(text)))) for text, n in finished["stratum"].value_counts().items()]
-    data = ", ".join(sorted(set(finished["data"]) - {""})) or "not recorded"
-    environment: list[Part] = [Items([*((name, str(text)) for name, text in made), ("data fingerprint", data)])]
-    return [
-        Section("Environment", environment),
-        *([Section("How to reproduce", [Code(reproduce)])] if reproduce else []),
-        Section("How to read the words", [Items(list(WORDS.items()))]),
-    ]

@@ -105,7 +105,7 @@ def _check_declared(runs: pd.DataFrame, design: Design) -> None:
 # Comparisons of the arms that can be compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Result:
     """One arm's estimate and what there is to say of how it came about."""
 
@@ -136,7 +136,7 @@ def _compare(
         estimate = estimates[sample.arm.name]
         if estimate.widened(design.alpha):
             flags.append("interval by own scatter")
-        results[sample.arm.name] = _Result(sample.arm, estimate, noise, notes, flags)
+        results[sample.arm.name] = _Result(arm=sample.arm, estimate=estimate, noise=noise, notes=notes, flags=flags)
     return results, noise
 
 
@@ -149,7 +149,9 @@ def _compare_paired(control: Sample, samples: Sequence[Sample], size: int, alpha
         differences = Noise.of({sample.arm.name: sample.values - partners[sample.arm.name]})
         flags = [f"paired over {sample.n} seeds, correlation {correlation:+.2f}"]
         flags += _outlier_flag(sample, differences) + _history(sample) + _compiled_otherwise(control, sample)
-        results[sample.arm.name] = _Result(sample.arm, estimates[sample.arm.name], None, [], flags)
+        results[sample.arm.name] = _Result(
+            arm=sample.arm, estimate=estimates[sample.arm.name], noise=None, notes=[], flags=flags
+        )
     return results
 
 

@@ -17,7 +17,7 @@ APART = pd.Timedelta(hours=12)  # farther from each other, two runs were not mad
 Times = tuple[pd.Timestamp, pd.Timestamp]  # when a run began, and ended
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """The runs of one arm: those that count, in the order of their seeds, and why others do not."""
 
@@ -53,20 +53,20 @@ class Sample:
                 missing[seed] = f"{status}{f' ({reason})' if pd.notna(reason) else ''}"
         good = mine.iloc[counted]
         return cls(
-            arm,
-            good["seed"].tolist(),
-            good[metric].to_numpy(float),
-            good["final/tokens_per_s"].to_numpy(float),
-            good["final/peak_memory_bytes"].to_numpy(float),
-            set(good["final/compiled"] == 1),
-            [Stratum.parse(text) for text in good["stratum"]],
-            good["data"].tolist(),
-            list(zip(good["started"], good["ended"], strict=True)),
-            bool(good["reproducible"].all()),
-            _evaluation_error(good, metric),
-            invalid,
-            missing,
-            good.loc[good["finished"] > 1, "seed"].tolist(),
+            arm=arm,
+            seeds=good["seed"].tolist(),
+            values=good[metric].to_numpy(float),
+            speeds=good["final/tokens_per_s"].to_numpy(float),
+            memory=good["final/peak_memory_bytes"].to_numpy(float),
+            compiled=set(good["final/compiled"] == 1),
+            strata=[Stratum.parse(text) for text in good["stratum"]],
+            data=good["data"].tolist(),
+            times=list(zip(good["started"], good["ended"], strict=True)),
+            reproducible=bool(good["reproducible"].all()),
+            eval_se=_evaluation_error(good, metric),
+            invalid=invalid,
+            missing=missing,
+            again=good.loc[good["finished"] > 1, "seed"].tolist(),
         )
 
     def partners(self, control: Sample) -> np.ndarray:

@@ -37,7 +37,7 @@ wider gate lets more through where a variant of two seeds is noisier than it see
 _NAN = math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """An arm's difference from the control, in the unit of its values, by a t statistic."""
 
@@ -114,7 +114,7 @@ def control_p(variances: np.ndarray, dfs: np.ndarray) -> np.ndarray:
         return np.asarray(special.fdtrc(dfs[0], dfs[1:].sum(), variances[0] / others))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Noise:
     """Spread between seeds within the arms of one family, the control first."""
 
@@ -217,7 +217,16 @@ def family(
         own = apart[name] if min(len(control), len(values)) > 1 else None
         layout = len(control), tuple(sizes)
         level = own_level(len(control), len(values))
-        estimates[name] = Estimate(delta, se, noise.df, noise.sigma, critical, layout=layout, own=own, own_level=level)
+        estimates[name] = Estimate(
+            delta=delta,
+            se=se,
+            df=noise.df,
+            sigma=noise.sigma,
+            critical=critical,
+            layout=layout,
+            own=own,
+            own_level=level,
+        )
     return estimates
 
 
@@ -248,10 +257,12 @@ def welch(control: np.ndarray, values: np.ndarray) -> Estimate:
     v0, v1 = (float(x.var(ddof=1)) if len(x) > 1 else _NAN for x in (control, values))
     if min(n0, n1) == 1:
         variance = v1 if n0 == 1 else v0
-        return Estimate(delta, math.sqrt(variance * (1 / n0 + 1 / n1)), max(n0, n1) - 1, math.sqrt(variance))
+        return Estimate(
+            delta=delta, se=math.sqrt(variance * (1 / n0 + 1 / n1)), df=max(n0, n1) - 1, sigma=math.sqrt(variance)
+        )
     a, b = v0 / n0, v1 / n1
     df = (a + b) ** 2 / (a**2 / (n0 - 1) + b**2 / (n1 - 1)) if a + b > 0 else _NAN
-    return Estimate(delta, math.sqrt(a + b), df, math.sqrt(v1))
+    return Estimate(delta=delta, se=math.sqrt(a + b), df=df, sigma=math.sqrt(v1))
 
 
 def paired(control: np.ndarray, values: np.ndarray) -> Estimate:
@@ -259,4 +270,4 @@ def paired(control: np.ndarray, values: np.ndarray) -> Estimate:
     differences = values - control
     sigma = float(differences.std(ddof=1))
     n = len(differences)
-    return Estimate(float(differences.mean()), sigma / math.sqrt(n), n - 1, sigma)
+    return Estimate(delta=float(differences.mean()), se=sigma / math.sqrt(n), df=n - 1, sigma=sigma)

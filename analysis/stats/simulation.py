@@ -31,7 +31,7 @@ TRIALS = 2000
 RATES = ("alarms", "coverage", "power", "naive_alarms")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A kind of experiment to simulate, in units of the control's seed sd."""
 
@@ -63,31 +63,32 @@ class Case:
 
 def honest_cases() -> list[Case]:
     """Equal noise: every number of seeds from 1 to 8, families of 1, 3 and 6, unequal numbers, and pairs."""
-    cases = [Case("equal noise", 8, (n,) * 6) for n in range(1, 9)]
-    cases += [Case("equal noise", 8, (3,)), Case("equal noise", 8, (3, 3, 3)), Case("equal noise", 4, (3, 3, 3))]
-    cases += [Case("equal noise", 8, (1, 2, 3, 4, 6, 8)), Case("equal noise", 6, (8, 5, 5, 3, 2, 1))]
-    pairs = {"shared_seeds": True, "paired": True, "correlation": 0.5}
-    return cases + [Case("paired, seeds correlated +0.5", 8, (n,) * 6, **pairs) for n in (5, 8)]  # type: ignore[arg-type]
+    equal: list[tuple[int, tuple[int, ...]]] = [(8, (n,) * 6) for n in range(1, 9)]
+    equal += [(8, (3,)), (8, (3, 3, 3)), (4, (3, 3, 3)), (8, (1, 2, 3, 4, 6, 8)), (6, (8, 5, 5, 3, 2, 1))]
+    cases = [Case(name="equal noise", n_control=n_control, sizes=sizes) for n_control, sizes in equal]
+    pairs: dict[str, Any] = {"shared_seeds": True, "paired": True, "correlation": 0.5}
+    return cases + [Case(name="paired, seeds correlated +0.5", n_control=8, sizes=(n,) * 6, **pairs) for n in (5, 8)]
 
 
 def broken_cases() -> list[Case]:
     """An assumption broken on purpose."""
-    cases = []
+    scaled: list[tuple[str, tuple[int, ...], tuple[float, ...]]] = []
     for size in (1, 3, 6):
-        cases += [Case(f"variants' sd x{k:g}", 8, (3,) * size, (k,) * size) for k in (1.5, 2, 3)]
-    cases += [Case(f"variants' sd x{k:g}", 8, (2,), (k,)) for k in (2, 3)]
-    cases += [Case(f"one variant's sd x{k:g}", 8, (3,) * 6, (k, *[1.0] * 5)) for k in (1.5, 2, 3)]
-    cases += [Case("variants' sd x0.5", 8, (n,) * size, (0.5,) * size) for n, size in ((3, 6), (8, 6), (8, 12))]
+        scaled += [(f"variants' sd x{k:g}", (3,) * size, (k,) * size) for k in (1.5, 2, 3)]
+    scaled += [(f"variants' sd x{k:g}", (2,), (k,)) for k in (2, 3)]
+    scaled += [(f"one variant's sd x{k:g}", (3,) * 6, (k, *[1.0] * 5)) for k in (1.5, 2, 3)]
+    scaled += [("variants' sd x0.5", (n,) * size, (0.5,) * size) for n, size in ((3, 6), (8, 6), (8, 12))]
+    cases = [Case(name=name, n_control=8, sizes=sizes, scales=scales) for name, sizes, scales in scaled]
     for r in (-0.5, 0.5):
-        cases.append(Case(f"seeds shared, correlation {r:+g}", 8, (5,) * 6, correlation=r, shared_seeds=True))
+        name = f"seeds shared, correlation {r:+g}"
+        cases.append(Case(name=name, n_control=8, sizes=(5,) * 6, correlation=r, shared_seeds=True))
         cases.append(replace(cases[-1], name=f"the same, declared paired ({r:+g})", paired=True))
-    cases.append(Case("drift of 1 sd half way, runs interleaved", 8, (3,) * 6, drift=1))
-    cases.append(Case("drift of 1 sd, control first; machine or code changed", 8, (3,) * 6, (), *_FIRST, "stratum"))
-    cases.append(Case("drift of 1 sd, control first; a day between", 8, (3,) * 6, (), *_FIRST, "time"))
+    drifting = Case(name="drift of 1 sd half way, runs interleaved", n_control=8, sizes=(3,) * 6, drift=1)
+    first = replace(drifting, order="control first")
+    cases += [drifting]
+    cases += [replace(first, name="drift of 1 sd, control first; machine or code changed", noticed="stratum")]
+    cases += [replace(first, name="drift of 1 sd, control first; a day between", noticed="time")]
     return cases
-
-
-_FIRST = (0.0, False, False, 1.0, "control first")
 
 
 def simulate(case: Case, noise: np.ndarray | None = None, trials: int = TRIALS, seed: int = 0) -> dict[str, float]:
@@ -224,7 +225,7 @@ def _naive(control: np.ndarray, arms: Sequence[np.ndarray]) -> bool:
 
 
 def _arm(name: str, role: str, n: int) -> Arm:
-    return Arm(name, role, tuple(f"{name}-{i}" for i in range(n)), num_params=1, flops_per_token=1)  # type: ignore[arg-type]
+    return Arm(name=name, role=role, run_keys=tuple(f"{name}-{i}" for i in range(n)), num_params=1, flops_per_token=1)  # type: ignore[arg-type]
 
 
 def design(arms: Sequence[Arm], **fields: object) -> Design:

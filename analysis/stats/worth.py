@@ -24,7 +24,7 @@ from analysis.store.schema import Design
 _POINTS = 2001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scaling:
     """The control's final loss at several numbers of training tokens."""
 
@@ -54,7 +54,7 @@ class Scaling:
         if any(more >= fewer for fewer, more in pairwise(means)):
             return None
         sds = tuple(float(s.values.std(ddof=1)) if s.n > 1 else math.nan for s in samples)
-        return cls(factors, tuple(s.n for s in samples), means, sds)
+        return cls(factors=factors, ns=tuple(s.n for s in samples), means=means, sds=sds)
 
     def loss(self, factor: np.ndarray) -> np.ndarray:
         """The control's loss at ``factor`` times the tokens, each inside the range of ``factors``."""

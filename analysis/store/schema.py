@@ -104,7 +104,7 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One group of runs that differ in nothing but their seed."""
 
@@ -120,7 +120,7 @@ class Arm:
     looked: int | None = None  # how many runs were declared when a difference was first shown, if not these very ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Design:
     """What an experiment declared before it ran; everything a verdict needs besides the runs themselves."""
 

@@ -111,7 +111,9 @@ class GroupedConfig(AttentionConfig):
         for name in ("num_key_value_heads", "queries_per_kv"):
             value = getattr(self, name)
             if value is not None and heads % value:
-                yield Problem((name,), str(value), f"a divisor of the {heads} attention heads: {divisors}")
+                yield Problem(
+                    path=(name,), received=str(value), allowed=f"a divisor of the {heads} attention heads: {divisors}"
+                )
 
 
 @ATTENTION.register("gqa")
@@ -309,7 +311,11 @@ class SlidingWindowAttention(LlamaAttention):
             if not 1 <= window < context:
                 name = next(name for name in ways if getattr(self, name) is not None)
                 received = f"{getattr(self, name)}, which is {window} tokens"
-                yield Problem((name,), received, f"1 to {context - 1} tokens (max_position_embeddings is {context})")
+                yield Problem(
+                    path=(name,),
+                    received=received,
+                    allowed=f"1 to {context - 1} tokens (max_position_embeddings is {context})",
+                )
 
 
 @ATTENTION.register("gated_output")

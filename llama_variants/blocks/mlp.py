@@ -46,10 +46,10 @@ class MLPConfig(BlockConfig):
         """A width of zero is no MLP, and a width must be the multiple that it is said to be."""
         yield from super().problems(model)
         if self.expansion is not None and self.width(model.hidden_size) < 1:
-            yield Problem(("expansion",), str(self.expansion), f"at least 1/{model.hidden_size}")
+            yield Problem(path=("expansion",), received=str(self.expansion), allowed=f"at least 1/{model.hidden_size}")
         if self.multiple_of and self.intermediate_size and self.intermediate_size % self.multiple_of:
             allowed = f"a multiple of multiple_of ({self.multiple_of})"
-            yield Problem(("intermediate_size",), str(self.intermediate_size), allowed)
+            yield Problem(path=("intermediate_size",), received=str(self.intermediate_size), allowed=allowed)
 
     def cost(self, model: ModelConfig, seq_len: int) -> Cost:
         """Its projections."""

@@ -33,7 +33,7 @@ class RopeConfig(FreeConfig):
         yield from super().problems(model)
         if model.attention_head_dim % 2:
             received = f"{self.type} with head_dim {model.attention_head_dim}"
-            yield Problem(("type",), received, "an even head_dim")
+            yield Problem(path=("type",), received=received, allowed="an even head_dim")
 
 
 @ROTARY.register("rope")
@@ -128,7 +128,7 @@ class PartialRotaryEmbedding(LlamaRotaryEmbedding):
             rotated = to_fraction(self.fraction) * dim
             if rotated.denominator != 1 or rotated % 2 or not 0 < rotated <= dim:
                 allowed = f"a share of the {dim} channels of a head that is an even number of them"
-                yield Problem(("fraction",), str(self.fraction), allowed)
+                yield Problem(path=("fraction",), received=str(self.fraction), allowed=allowed)
 
     def __init__(self, dim: int, theta: float = 10_000.0, fraction: float | str = 0.5) -> None:
         super().__init__(int(to_fraction(fraction) * dim), theta)
@@ -191,9 +191,9 @@ class NTKScaledRotaryEmbedding(LlamaRotaryEmbedding):
             """The exponent needs more than one pair."""
             yield from super().problems(model)
             if model.attention_head_dim == 2:
-                yield Problem(("type",), "rope_ntk with head_dim 2", "a head_dim of at least 4")
+                yield Problem(path=("type",), received="rope_ntk with head_dim 2", allowed="a head_dim of at least 4")
             elif self.factor > 1e6:
-                yield Problem(("factor",), str(self.factor), "at most a million")
+                yield Problem(path=("factor",), received=str(self.factor), allowed="at most a million")
 
     def __init__(self, dim: int, theta: float = 10_000.0, factor: float = 1.0) -> None:
         super().__init__(dim, _ntk_theta(theta, factor, dim))
@@ -227,11 +227,19 @@ class YarnRotaryEmbedding(LlamaRotaryEmbedding):
             """A ramp has two ends, and a scaling stretches."""
             yield from super().problems(model)
             if self.factor < 1:
-                yield Problem(("factor",), str(self.factor), "at least 1")
+                yield Problem(path=("factor",), received=str(self.factor), allowed="at least 1")
             if self.beta_fast <= self.beta_slow:
-                yield Problem(("beta_fast",), str(self.beta_fast), f"more than beta_slow ({self.beta_slow:g})")
+                yield Problem(
+                    path=("beta_fast",),
+                    received=str(self.beta_fast),
+                    allowed=f"more than beta_slow ({self.beta_slow:g})",
+                )
             if self.theta <= 1:
-                yield Problem(("theta",), str(self.theta), "more than 1, or no wavelength is longer than another")
+                yield Problem(
+                    path=("theta",),
+                    received=str(self.theta),
+                    allowed="more than 1, or no wavelength is longer than another",
+                )
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ Step = Callable[[Tensor], Tensor]
 """One optimizer step on a batch (b, t) of token ids; gives the loss, still on the device."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contender:
     """``make(recipe, device, micro_batch)`` gives a model and its training step."""
 
@@ -181,12 +181,12 @@ def _plain(model: nn.Module, loss_of: Step, recipe: Recipe, micro_batch: int) ->
 
 REFERENCE = "transformers"
 CONTENDERS = (
-    Contender("ours", ours),
-    Contender("ours-compiled", _ours_compiled, compiles=True),
-    Contender(REFERENCE, _transformers),
-    Contender("transformers-compiled", _transformers_compiled, compiles=True),
-    Contender("litgpt", _litgpt, needs="litgpt"),
-    Contender("torchtitan", _torchtitan, needs="torchtitan"),
+    Contender(name="ours", make=ours),
+    Contender(name="ours-compiled", make=_ours_compiled, compiles=True),
+    Contender(name=REFERENCE, make=_transformers),
+    Contender(name="transformers-compiled", make=_transformers_compiled, compiles=True),
+    Contender(name="litgpt", make=_litgpt, needs="litgpt"),
+    Contender(name="torchtitan", make=_torchtitan, needs="torchtitan"),
 )
 
 

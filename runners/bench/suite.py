@@ -47,7 +47,7 @@ KEPT = (
 """Of a run's environment: a record is for showing, so it names no machine and no path."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRequest:
     """What to measure, on what, and how long."""
 
@@ -134,11 +134,19 @@ def _recipe(request: BenchRequest) -> tuple[Recipe, str]:
     train = train.model_copy(update={"seq_len": seq_len, "tokens_per_step": tokens, "precision": precision})
     problems = list(train.problems())
     if seq_len > recipe.model.max_position_embeddings:
-        problems.append(Problem(("--seq-len",), str(seq_len), f"at most {recipe.model.max_position_embeddings}"))
+        problems.append(
+            Problem(
+                path=("--seq-len",), received=str(seq_len), allowed=f"at most {recipe.model.max_position_embeddings}"
+            )
+        )
     if request.what == "jobs" and request.device.type != "cpu":
-        problems.append(Problem(("--device",), str(request.device), "cpu: a card takes one run at a time"))
+        problems.append(
+            Problem(path=("--device",), received=str(request.device), allowed="cpu: a card takes one run at a time")
+        )
     if request.rounds < 2:
-        problems.append(Problem(("--rounds",), str(request.rounds), "2 or more: one shows no spread"))
+        problems.append(
+            Problem(path=("--rounds",), received=str(request.rounds), allowed="2 or more: one shows no spread")
+        )
     if problems:
         raise ConfigError(problems)
     return replace(recipe, train=train), base
@@ -161,7 +169,8 @@ def _names(request: BenchRequest, device: torch.device) -> list[str]:
 def _chosen(only: Sequence[str], known: Sequence[str]) -> Sequence[str]:
     for name in only:
         if name not in known:
-            raise ConfigError([Problem(("--only",), repr(name), one_of(name, dict.fromkeys(known)))])
+            problem = Problem(path=("--only",), received=repr(name), allowed=one_of(name, dict.fromkeys(known)))
+            raise ConfigError([problem])
     return only
 
 

@@ -88,7 +88,7 @@ def window_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """A built corpus: both splits, and the manifest that says where they come from."""
 
@@ -114,7 +114,7 @@ class Corpus:
                 raise DataError(f"{file} has {size:,} bytes, not those of {record['tokens']:,} tokens; delete {folder}")
             tokens = np.memmap(file, dtype=manifest["dtype"], mode="r")
             splits[name] = TokenSplit(name, tokens, record["bytes"])
-        return cls(folder, manifest, splits["train"], splits["validation"])
+        return cls(folder=folder, manifest=manifest, train=splits["train"], validation=splits["validation"])
 
     def verify(self) -> None:
         """Read every file again. Raises DataError naming the first whose content is not what was built."""

@@ -79,7 +79,10 @@ class FilesSource(StrictModel):
             matches = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
             if not matches:
                 path = ("data", "source", split)
-                raise ConfigError([Problem(path, f"{pattern!r}, which matches no file", "a glob of existing files")])
+                problem = Problem(
+                    path=path, received=f"{pattern!r}, which matches no file", allowed="a glob of existing files"
+                )
+                raise ConfigError([problem])
             found += matches
         return sorted(set(found))
 
@@ -115,7 +118,10 @@ class HubSource(StrictModel):
         files = sorted(file for file in Path(self.dataset).rglob("*") if file.is_file())
         if not files and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             path = ("data", "source", "revision")
-            raise ConfigError([Problem(path, repr(self.revision), "the 40 hex digits of a commit: a branch moves")])
+            problem = Problem(
+                path=path, received=repr(self.revision), allowed="the 40 hex digits of a commit: a branch moves"
+            )
+            raise ConfigError([problem])
         return self.model_dump(mode="json") | ({"files": _contents(files)} if files else {})
 
 
@@ -149,14 +155,20 @@ class PretrainedTokenizer(StrictModel):
         if not folder.is_dir():
             if self.revision is None:
                 received = f"{self.path!r}, which is no folder, and no revision"
-                raise ConfigError([Problem(("data", "tokenizer"), received, "a folder, or a hub id and its revision")])
+                problem = Problem(
+                    path=("data", "tokenizer"), received=received, allowed="a folder, or a hub id and its revision"
+                )
+                raise ConfigError([problem])
             return self.model_dump(mode="json")
         suffixes = (".json", ".txt", ".model")  # every form of vocabulary that transformers reads
         names = [self.gguf_file] if self.gguf_file else [f.name for f in folder.iterdir() if f.suffix in suffixes]
         files = [folder / name for name in sorted(names) if (folder / name).is_file()]
         if not files:
             received = f"{self.path!r}, without {self.gguf_file or 'tokenizer files'}"
-            raise ConfigError([Problem(("data", "tokenizer", "path"), received, "a folder that holds a tokenizer")])
+            problem = Problem(
+                path=("data", "tokenizer", "path"), received=received, allowed="a folder that holds a tokenizer"
+            )
+            raise ConfigError([problem])
         return self.model_dump(mode="json", exclude={"path"}) | {"files": _contents(files)}
 
 

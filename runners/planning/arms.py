@@ -16,7 +16,7 @@ from runners.planning.matching import match_params
 from runners.planning.recipe import Recipe, TrainConfig, run_key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """One run: an arm's recipe with one seed."""
 
@@ -27,7 +27,7 @@ class PlannedRun:
     recipe: Recipe = field(hash=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedArm:
     """One group of runs that differ in nothing but their seed."""
 
@@ -75,7 +75,9 @@ class ArmBuilder:
         if recipe is None or problems:
             return None, problems
         if recipe.resolved() == self.recipe.resolved():
-            return None, [Problem((), "nothing that differs from the base", "at least one changed value")]
+            return None, [
+                Problem(path=(), received="nothing that differs from the base", allowed="at least one changed value")
+            ]
         if problems := list(_not_comparable(self.recipe.train, recipe.train)):
             return None, problems
         if mode == "tokens":
@@ -86,7 +88,7 @@ class ArmBuilder:
         model = None if sets_width else match_params(recipe.model, self.recipe.model.num_params)
         if model is None:
             why = "a variant that sets the MLP width itself" if sets_width else "one that no MLP width can match"
-            return None, [Problem(("model",), why, "match: [tokens] for such a variant")]
+            return None, [Problem(path=("model",), received=why, allowed="match: [tokens] for such a variant")]
         solved = ("model.mlp.intermediate_size",)
         return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, delta.seeds), []
 
@@ -114,7 +116,8 @@ class ArmBuilder:
         most = len(arms[0].runs)
         wrong = sorted({n for arm in arms if arm.role == "variant" and not MIN_PAIRS <= (n := len(arm.runs)) <= most})
         allowed = f"{MIN_PAIRS} or more seeds of a variant, and no more than the control's {most}"
-        return [Problem(("paired",), f"variants with {', '.join(map(str, wrong))}", allowed)] if wrong else []
+        received = f"variants with {', '.join(map(str, wrong))}"
+        return [Problem(path=("paired",), received=received, allowed=allowed)] if wrong else []
 
     def _arm(
         self,
@@ -130,8 +133,18 @@ class ArmBuilder:
         identity = recipe.identity()
         shared = self.paired and role == "variant"
         seeds = [seed_of(CONTROL if shared else name, after + index) for index in range(count)]
-        runs = tuple(PlannedRun(name, role, seed, run_key(identity, seed), recipe) for seed in seeds)
-        return PlannedArm(name, role, recipe, runs, difference(self.recipe, recipe), expect, solved)
+        runs = tuple(
+            PlannedRun(arm=name, role=role, seed=seed, key=run_key(identity, seed), recipe=recipe) for seed in seeds
+        )
+        return PlannedArm(
+            name=name,
+            role=role,
+            recipe=recipe,
+            runs=runs,
+            diff=difference(self.recipe, recipe),
+            expect=expect,
+            solved=solved,
+        )
 
 
 def screens(arms: Iterable[PlannedArm]) -> bool:
@@ -143,10 +156,10 @@ def _not_comparable(base: TrainConfig, other: TrainConfig) -> Iterator[Problem]:
     """What would make another quantity of a variant's loss."""
     if other.seq_len != base.seq_len:
         allowed = f"the base's {base.seq_len}: losses in windows of another length are another quantity"
-        yield Problem(("train", "seq_len"), str(other.seq_len), allowed)
+        yield Problem(path=("train", "seq_len"), received=str(other.seq_len), allowed=allowed)
     elif other.num_tokens != base.num_tokens:
         received = f"{other.num_steps} steps of {other.tokens_per_step}, which are {other.num_tokens:,} tokens"
-        yield Problem(("train", "num_steps"), received, f"the base's {base.num_tokens:,} tokens")
+        yield Problem(path=("train", "num_steps"), received=received, allowed=f"the base's {base.num_tokens:,} tokens")
 
 
 def seed_of(arm: str, index: int) -> int:

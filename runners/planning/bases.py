@@ -38,16 +38,26 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
         except ConfigError as error:
             problems += error.problems
     if head and model and train and evaluation:
-        recipe = Recipe(model, head.data, train, evaluation, head.plugins)
+        recipe = Recipe(model=model, data=head.data, train=train, eval=evaluation, plugins=head.plugins)
         problems += list(recipe.problems())
         for name, delta in head.checks.items():
             _, found = merge(recipe, delta)
             problems += [problem.under(("checks", name)) for problem in found if problem not in problems]
             if name == CONTROL:
-                problems.append(Problem(("checks", name), f"the name {name!r}", "any name but that of the control"))
+                problems.append(
+                    Problem(
+                        path=("checks", name), received=f"the name {name!r}", allowed="any name but that of the control"
+                    )
+                )
         for place, factor in enumerate(head.budgets):
             if factor == 1 or factor in head.budgets[:place]:
-                problems.append(Problem(("budgets",), f"{factor:g}", "each number of tokens once, and other than 1"))
+                problems.append(
+                    Problem(
+                        path=("budgets",),
+                        received=f"{factor:g}",
+                        allowed="each number of tokens once, and other than 1",
+                    )
+                )
             problems += [problem.under(("budgets",)) for problem in budget(recipe, factor).train.problems()]
         if not problems:
             return head, recipe

@@ -47,7 +47,11 @@ class ScheduleConfig(ComponentConfig):
     def problems(self, num_steps: int) -> Iterable[Problem]:
         """What is wrong with these fields in a run of ``num_steps``."""
         if self.warmup_steps > num_steps:
-            yield Problem(("warmup_steps",), str(self.warmup_steps), f"at most the {num_steps} steps of the run")
+            yield Problem(
+                path=("warmup_steps",),
+                received=str(self.warmup_steps),
+                allowed=f"at most the {num_steps} steps of the run",
+            )
 
 
 class ProbeConfig(ComponentConfig):

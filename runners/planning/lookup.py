@@ -19,7 +19,7 @@ def find_file(kind: Literal["base", "data"], name: str, beside: FilePath | None 
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
-    raise ConfigError([Problem((kind,), f"unknown {kind} {name!r}", one_of(name, known))])
+    raise ConfigError([Problem(path=(kind,), received=f"unknown {kind} {name!r}", allowed=one_of(name, known))])
 
 
 def refusal(document: Document, problems: list[Problem]) -> ConfigError:

@@ -6,7 +6,7 @@ the control with its delta merged in, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ from runners.planning import strict_yaml
 from runners.planning.lookup import find_file, refusal
 
 if TYPE_CHECKING:
-    from runners.planning.arms import PlannedArm, PlannedRun
+    from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun
     from runners.planning.files import Decide, Delta, ExperimentFile, Mode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A validated experiment on one base: its arms, the control first, and how they will be judged."""
 
@@ -53,9 +53,9 @@ class Plan:
         """One run, by its arm and which of the arm's seeds, from 0. Raises ConfigError where there is none."""
         runs = {planned.name: planned.runs for planned in self.arms}
         if arm not in runs:
-            raise ConfigError([Problem(("arm",), repr(arm), one_of(arm, runs))])
+            raise ConfigError([Problem(path=("arm",), received=repr(arm), allowed=one_of(arm, runs))])
         if not 0 <= index < len(runs[arm]):
-            raise ConfigError([Problem(("index",), str(index), f"0 to {len(runs[arm]) - 1}")])
+            raise ConfigError([Problem(path=("index",), received=str(index), allowed=f"0 to {len(runs[arm]) - 1}")])
         return runs[arm][index]
 
     def elsewhere(self) -> list[PlannedRun]:
@@ -150,32 +150,21 @@ def _on_base(
     builder = ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
     arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
     taken = {arm.name for arm in (*arms, *budgets)}
-    match: tuple[Mode, ...] = head.match if head else ("tokens",)
-    declared = head.variants if head else {}
-    expect = head.expect if head else {}
     written = _variants(document)
-    for name, raw in written.items():
-        path = ("variants", name)
-        delta = declared.get(name) or _salvage(raw)
-        if name in taken:
-            problems.append(Problem(path, f"the name {name!r}", f"a name that the base does not use: {sorted(taken)}"))
-        for mode in match:
-            arm, found = builder.variant(name, delta, mode, expect.get(name))
-            problems += [problem.under(path) for problem in found if name in declared or problem.path]
-            if arm is not None:
-                arms.append(arm)
-    by_name = {arm.name: arm for arm in arms if arm.role == "variant"}
-    problems += builder.pairing_problems(arms)
+    variants, found = _variant_arms(builder, head, written, taken)
+    arms += variants
+    by_name = {arm.name: arm for arm in variants}
+    problems += found + builder.pairing_problems(arms)
     problems += _strangers(head, written, by_name) if head else []
     if problems:
         raise refusal(document, problems)
     assert head is not None
     plan = Plan(
-        head.name,
-        head.question,
-        base_file.name,
-        head.source,
-        decide,
+        name=head.name,
+        question=head.question,
+        base=base_file.name,
+        source=head.source,
+        decide=decide,
         arms=(*arms, *(budgets if head.budgets else ())),
         screen=screens(arms),
         paired=head.paired,
@@ -190,6 +179,29 @@ def _on_base(
     return replace(plan, confirm=replace(plan, arms=tuple(fresh), confirms=True))
 
 
+def _variant_arms(
+    builder: ArmBuilder, head: ExperimentFile | None, written: Mapping[str, Any], taken: Collection[str]
+) -> tuple[list[PlannedArm], list[Problem]]:
+    """The arms of the variants, one for each matching mode, as far as they can be made; and what is wrong with them."""
+    match: tuple[Mode, ...] = head.match if head else ("tokens",)
+    declared = head.variants if head else {}
+    expect = head.expect if head else {}
+    arms: list[PlannedArm] = []
+    problems: list[Problem] = []
+    for name, raw in written.items():
+        path = ("variants", name)
+        delta = declared.get(name) or _salvage(raw)
+        if name in taken:
+            allowed = f"a name that the base does not use: {sorted(taken)}"
+            problems.append(Problem(path=path, received=f"the name {name!r}", allowed=allowed))
+        for mode in match:
+            arm, found = builder.variant(name, delta, mode, expect.get(name))
+            problems += [problem.under(path) for problem in found if name in declared or problem.path]
+            if arm is not None:
+                arms.append(arm)
+    return arms, problems
+
+
 def _variants(document: strict_yaml.Document) -> Mapping[str, Any]:
     """The variants as they are written, whatever else is wrong with the file."""
     variants = document.data.get("variants") if isinstance(document.data, dict) else None
@@ -200,10 +212,12 @@ def _strangers(head: ExperimentFile, written: Mapping[str, Any], arms: Iterable[
     """Variants that are spoken of and not there: in ``expect`` by their own names, in ``confirm`` by their arms'."""
     for name in head.expect:
         if name not in written:
-            yield Problem(("expect", name), f"unknown variant {name!r}", one_of(name, written))
+            yield Problem(path=("expect", name), received=f"unknown variant {name!r}", allowed=one_of(name, written))
     for name in head.confirm.variants if head.confirm else ():
         if name not in arms:
-            yield Problem(("confirm", "variants"), f"unknown variant {name!r}", one_of(name, arms))
+            yield Problem(
+                path=("confirm", "variants"), received=f"unknown variant {name!r}", allowed=one_of(name, arms)
+            )
 
 
 def _salvage(raw: object) -> Delta:

@@ -38,12 +38,14 @@ def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
                 registry.forget(name)  # of a module that failed halfway
             absent = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
             allowed = "a module that is installed, on the path, or beside this file" if absent else "one that imports"
-            problems.append(Problem(("plugins", i), f"{name!r}, which raises {_say(error)}", allowed))
+            problems.append(
+                Problem(path=("plugins", i), received=f"{name!r}, which raises {_say(error)}", allowed=allowed)
+            )
             continue
         beside, file = (folder / f"{name}.py").resolve(), getattr(module, "__file__", None)
         if beside.is_file() and (file is None or Path(file).resolve() != beside):
             received = f"{name!r}, which is another module already: {file or 'built in'}"
-            problems.append(Problem(("plugins", i), received, f"a name of its own for {beside}"))
+            problems.append(Problem(path=("plugins", i), received=received, allowed=f"a name of its own for {beside}"))
     return problems
 
 
@@ -63,13 +65,19 @@ def try_out(model: ModelConfig, seq_len: int = 16) -> list[Problem]:
             built(torch.zeros(1, seq_len, dtype=torch.long, device="meta")).logits.sum().backward()
         stated = {"parameters": model.num_params, "FLOPs": model.flops_per_token(seq_len, causal=False) * seq_len}
     except Exception as error:  # whatever a block of somebody else's may raise
-        return [Problem((), f"a model that raises {_say(error)}", "one that can be built and run")]
+        return [
+            Problem(path=(), received=f"a model that raises {_say(error)}", allowed="one that can be built and run")
+        ]
     counted = {
         "parameters": sum(parameter.numel() for parameter in built.parameters()),
         "FLOPs": counter.get_total_flops(),
     }
     return [
-        Problem((), f"{stated[what]:,} {what} by its blocks' cost()", f"the {counted[what]:,} that the built model has")
+        Problem(
+            path=(),
+            received=f"{stated[what]:,} {what} by its blocks' cost()",
+            allowed=f"the {counted[what]:,} that the built model has",
+        )
         for what, tolerance in (("parameters", 0), ("FLOPs", 0.01))
         if abs(stated[what] - counted[what]) > tolerance * counted[what]
     ]

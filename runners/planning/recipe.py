@@ -63,7 +63,11 @@ class TrainConfig(StrictModel):
     def problems(self) -> Iterable[Problem]:
         """What is wrong between fields."""
         if self.tokens_per_step % self.seq_len:
-            yield Problem(("tokens_per_step",), str(self.tokens_per_step), f"a multiple of seq_len ({self.seq_len})")
+            yield Problem(
+                path=("tokens_per_step",),
+                received=str(self.tokens_per_step),
+                allowed=f"a multiple of seq_len ({self.seq_len})",
+            )
         yield from (problem.under(("schedule",)) for problem in self.schedule.problems(self.num_steps))
 
 
@@ -90,7 +94,13 @@ def read_eval(data: Any) -> tuple[EvalConfig | None, list[Problem]]:
         read[str(name)], found = PROBE.read(given)
         problems += [problem.under(("probes", str(name))) for problem in found]
     if not any(probe.judged for probe in read.values() if probe):
-        problems.append(Problem(("probes",), ", ".join(map(str, probes)) or "none", "`loss` among them: it is judged"))
+        problems.append(
+            Problem(
+                path=("probes",),
+                received=", ".join(map(str, probes)) or "none",
+                allowed="`loss` among them: it is judged",
+            )
+        )
     config, found = check(EvalConfig, {**data, "probes": {name: probe for name, probe in read.items() if probe}})
     return config, problems + found
 
@@ -112,7 +122,7 @@ def _read(
     return config, problems + [problem for problem in found if problem.path[:1] not in {(name,) for name in unread}]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that bears on a run's result but its seed."""
 
@@ -142,7 +152,7 @@ class Recipe:
         if problems := [problem.under((name,)) for name, (_, found) in read.items() for problem in found]:
             raise ConfigError(problems)
         model, text = ModelConfig.from_dict(data["model"]), DataConfig.model_validate(data["data"])
-        return cls(model, text, read["train"][0], read["eval"][0], plugins)  # type: ignore[arg-type]
+        return cls(model=model, data=text, train=read["train"][0], eval=read["eval"][0], plugins=plugins)  # type: ignore[arg-type]
 
     def resolved(self) -> dict[str, Any]:
         """Plain data in absolute form: equal for any two ways of writing the same recipe.
@@ -183,18 +193,19 @@ class Recipe:
         """What is wrong between sections."""
         if self.train.seq_len > self.model.max_position_embeddings:
             allowed = f"at most model.max_position_embeddings ({self.model.max_position_embeddings})"
-            yield Problem(("train", "seq_len"), str(self.train.seq_len), allowed)
+            yield Problem(path=("train", "seq_len"), received=str(self.train.seq_len), allowed=allowed)
         vocab_size = getattr(self.data.tokenizer, "vocab_size", self.model.vocab_size)
         if vocab_size > self.model.vocab_size:
             allowed = f"at least the tokenizer's {vocab_size}"
-            yield Problem(("model", "vocab_size"), str(self.model.vocab_size), allowed)
+            yield Problem(path=("model", "vocab_size"), received=str(self.model.vocab_size), allowed=allowed)
 
     def check_corpus(self, corpus: Corpus) -> None:
         """Raises ConfigError when the corpus holds token ids that the model has no embedding for."""
         size = corpus.manifest["vocab_size"]
         if size > self.model.vocab_size:
             allowed = f"at least the tokenizer's {size}"
-            raise ConfigError([Problem(("model", "vocab_size"), str(self.model.vocab_size), allowed)])
+            problem = Problem(path=("model", "vocab_size"), received=str(self.model.vocab_size), allowed=allowed)
+            raise ConfigError([problem])
 
     def with_model(self, model: ModelConfig) -> Recipe:
         """The same recipe for another model."""

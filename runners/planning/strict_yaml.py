@@ -22,7 +22,7 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_].*")
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Document:
     """Plain data from one file, the line of every path in it, and what was wrong with the writing itself."""
 
@@ -44,9 +44,11 @@ def load(file: FilePath) -> Document:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError([Problem((), f"{file} ({error.strerror})", "a YAML file that can be read")]) from None
+        problem = Problem(path=(), received=f"{file} ({error.strerror})", allowed="a YAML file that can be read")
+        raise ConfigError([problem]) from None
     except UnicodeDecodeError:
-        raise ConfigError([Problem((), f"{file}, which is not UTF-8", "a YAML file in UTF-8")]) from None
+        problem = Problem(path=(), received=f"{file}, which is not UTF-8", allowed="a YAML file in UTF-8")
+        raise ConfigError([problem]) from None
     return _read(text, str(file))
 
 
@@ -59,23 +61,26 @@ def parse(text: str, name: str) -> Any:
 
 
 def _read(text: str, file: str) -> Document:
-    document = Document(file)
+    document = Document(file=file)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
-        raise ConfigError([Problem((), "values nested too deep", "plain values", file)]) from None
+        problem = Problem(path=(), received="values nested too deep", allowed="plain values", where=file)
+        raise ConfigError([problem]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         received = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([Problem((), received, "one well-formed YAML document", f"{file}:{line}")]) from None
+        problem = Problem(path=(), received=received, allowed="one well-formed YAML document", where=f"{file}:{line}")
+        raise ConfigError([problem]) from None
     if node is not None:
         try:
             document.data = _convert(node, (), document, set())
         except (RecursionError, ValueError) as error:  # int() refuses thousands of digits
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError([Problem((), "values too deep or too long", "plain values", file)]) from None
+            problem = Problem(path=(), received="values too deep or too long", allowed="plain values", where=file)
+            raise ConfigError([problem]) from None
     return document
 
 
@@ -84,11 +89,19 @@ def _convert(node: yaml.Node, path: Path, document: Document, above: set[int]) -
     document.lines.setdefault(path, node.start_mark.line + 1)
     if len(document.lines) > 10_000 or id(node) in above:
         # Aliases let a short file stand for an endless one.
-        raise ConfigError([Problem(path[:3], "aliases that nest or multiply", "at most 10,000 values", document.file)])
+        problem = Problem(
+            path=path[:3],
+            received="aliases that nest or multiply",
+            allowed="at most 10,000 values",
+            where=document.file,
+        )
+        raise ConfigError([problem])
     if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.removeprefix("tag:yaml.org,2002:").startswith(
         "python"
     ):
-        document.problems.append(Problem(path, f"the tag {node.tag}", "plain values without tags"))
+        document.problems.append(
+            Problem(path=path, received=f"the tag {node.tag}", allowed="plain values without tags")
+        )
         return None
     if isinstance(node, yaml.SequenceNode):
         return [_convert(child, (*path, i), document, above | {id(node)}) for i, child in enumerate(node.value)]
@@ -104,15 +117,17 @@ def _convert_mapping(node: yaml.MappingNode, path: Path, document: Document, abo
     for key_node, child in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            document.problems.append(Problem(path, "a key that is a list or a mapping", "keys that are text"))
+            document.problems.append(
+                Problem(path=path, received="a key that is a list or a mapping", allowed="keys that are text")
+            )
             continue
         if key in first:
             document.lines[(*path, key, "")] = line  # a place of its own: the first one keeps the key's
             document.problems.append(
                 Problem(
-                    (*path, key, ""),
-                    f"the key {key!r} a second time (first on line {first[key]})",
-                    "each key once",
+                    path=(*path, key, ""),
+                    received=f"the key {key!r} a second time (first on line {first[key]})",
+                    allowed="each key once",
                 )
             )
             continue

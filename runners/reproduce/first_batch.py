@@ -85,12 +85,16 @@ def read_first_batch(file: Path) -> FirstBatch:
     except (OSError, ValueError) as error:
         record, said = None, f"{file}: {error}"
     if record is None or said:
-        raise ConfigError([Problem(("LOG",), said, "what `python -m runners log … --first-batch --out FILE` wrote")])
+        problem = Problem(
+            path=("LOG",), received=said, allowed="what `python -m runners log … --first-batch --out FILE` wrote"
+        )
+        raise ConfigError([problem])
     counts = {len(values) for values in record.losses.values()}
     losses = np.array(list(record.losses.values())) if len(counts) == 1 else np.zeros((0, 0))
     if not losses.size or not np.ptp(losses, axis=0).max() <= FAR:
         said = f"{file}, whose losses are none, not as many for each platform, or more than {FAR:g} apart"
-        raise ConfigError([Problem(("LOG",), said, "losses of one batch, which differ by rounding")])
+        problem = Problem(path=("LOG",), received=said, allowed="losses of one batch, which differ by rounding")
+        raise ConfigError([problem])
     return record
 
 
@@ -99,7 +103,7 @@ def check_can_hold(file: Path, record: FirstBatch) -> None:
     platform = platform_tag(torch.device("cpu"))
     if platform not in record.losses and len(record.losses) < 2:
         allowed = "a record of this platform, or of two others"
-        raise ConfigError([Problem(("LOG",), f"{file}, not of {platform}", allowed)])
+        raise ConfigError([Problem(path=("LOG",), received=f"{file}, not of {platform}", allowed=allowed)])
 
 
 def hold_first_batch(file: Path, record: FirstBatch, rows: Sequence[int], here: Sequence[float]) -> Outcome:
@@ -115,7 +119,7 @@ def hold_first_batch(file: Path, record: FirstBatch, rows: Sequence[int], here: 
     for row, loss in zip(rows, here, strict=True):
         agrees = abs(loss - there[row]) <= allowed[row]
         text = "" if agrees else f"{there[row]!r} in the record, {loss!r} computed again"
-        made.append(Row(row, "window", there[row], loss, float(allowed[row]), text))
+        made.append(Row(step=row, kind="window", there=there[row], here=loss, allowed=float(allowed[row]), text=text))
     left = [str(row) for row in range(len(there)) if row not in rows]
     told = (f"windows {', '.join(left)} ({len(left)})",) if left else ()
-    return Outcome(file, exact, basis, tuple(made), told)
+    return Outcome(file=file, exact=exact, basis=basis, rows=tuple(made), unchecked=told)

@@ -22,7 +22,7 @@ SAME_RATE = 1e-12  # relative; the last bit of a learning rate may be another el
 SHOWN = 10  # departures that are told one by one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Way:
     """How a run was computed: where, and how the work was split. Equal ways give equal bits."""
 
@@ -37,7 +37,7 @@ class Way:
         parts = log.stratum
         place = [parts.device, *([parts.processor] if parts.processor else [])]
         platform = "-".join([*place, f"torch{parts.torch.partition('+')[0]}"])
-        return cls(platform, parts.threads, log.micro_batch, log.compiled)
+        return cls(platform=platform, threads=parts.threads, micro_batch=log.micro_batch, compiled=log.compiled)
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
@@ -58,7 +58,7 @@ class Known:
         return self.log.header["deterministic"] == "yes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of a log beside the one made again. ``there`` and ``here``: losses in nats. ``allowed``: how far these
     may lie apart; NaN where nothing says so, and the row is not judged. ``text``: what departs, in words.
@@ -82,7 +82,7 @@ class Row:
         return abs(self.here - self.there) / self.allowed if self.allowed else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """One log held against the run made again."""
 
@@ -123,14 +123,18 @@ def hold_exactly(known: Known, again: TrainingLog, steps: int, num_steps: int) -
         theirs, ours = (side.lines.get((step, kind), "no such line") for side in (log, again))
         there, here = (_values(side, kind).get(step, math.nan) for side in (log, again))
         text = f"`{theirs}` in the log, `{ours}` made again" if theirs != ours else ""
-        rows.append(Row(step, kind, there, here, 0.0, text))
+        rows.append(Row(step=step, kind=kind, there=there, here=here, allowed=0.0, text=text))
     if not whole:
-        return Outcome(known.file, True, "to the last digit", tuple(rows), unchecked(log, steps))
+        return Outcome(
+            file=known.file, exact=True, basis="to the last digit", rows=tuple(rows), unchecked=unchecked(log, steps)
+        )
     footers = (log.footer, again.footer)
     names = dict.fromkeys((*footers[0], *footers[1]))
     pairs = {name: tuple(footer.get(name, "nothing") for footer in footers) for name in names}
     other = [f"{name}: {a} in the log, {b} made again" for name, (a, b) in pairs.items() if a != b]
-    return Outcome(known.file, True, "to the last digit", tuple(rows), (), tuple(other))
+    return Outcome(
+        file=known.file, exact=True, basis="to the last digit", rows=tuple(rows), unchecked=(), other=tuple(other)
+    )
 
 
 def hold_statistically(
@@ -172,7 +176,7 @@ def hold_statistically(
                 text = f"{kind} {a!r} in the log, {b!r} made again, {abs(b - a):.2g} apart; {allowed:.2g} is allowed"
             elif kind == "loss" and not math.isclose(log.rates[step], again.rates[step], rel_tol=SAME_RATE):
                 text = f"learning rate {log.rates[step]!r} in the log, {again.rates[step]!r} made again"
-            rows.append(Row(step, kind, a, b, allowed, text))
+            rows.append(Row(step=step, kind=kind, there=a, here=b, allowed=allowed, text=text))
     if enough:
         basis = f"the scatter of {len(beside)} logs of this run computed in other ways"
     elif sigma:
@@ -182,7 +186,7 @@ def hold_statistically(
     unjudged = sum(not row.judged for row in rows)
     told = [f"{unjudged} of the lines made again, for which no scatter is known"] if unjudged else []
     told += [*unchecked(log, steps), "gradient norms, bits/byte and the losses by domain, which have no band"]
-    return Outcome(known.file, False, basis, tuple(rows), tuple(told))
+    return Outcome(file=known.file, exact=False, basis=basis, rows=tuple(rows), unchecked=tuple(told))
 
 
 def _values(log: TrainingLog, kind: str) -> Mapping[int, float]:

@@ -5,14 +5,11 @@ A log without a recipe, of another project say, is judged by what a log alone ca
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,9 +22,7 @@ from runners.data.atomic import write_atomically
 from runners.data.batches import Corpus
 from runners.data.shards import prepare
 from runners.execution.one_run import Options, execute
-from runners.execution.slots import SMALL_PARAMS
 from runners.planning.arms import PlannedRun
-from runners.planning.plan import Plan, load_plan
 from runners.reproduce.first_batch import (
     FirstBatch,
     check_can_hold,
@@ -37,48 +32,15 @@ from runners.reproduce.first_batch import (
     read_first_batch,
 )
 from runners.reproduce.log_compare import Known, Outcome, Way, hold_exactly, hold_statistically, outcome_text, unchecked
+from runners.reproduce.promise import Promise, ReproduceRequest, by_run, promise_of, read_logs, run_of, way_of
 from runners.reproduce.same_run import check_comparable, check_same_data
 from runners.reproduce.training_log import TrainingLog, training_log
 from runners.runs.folder import RunFolder
-from runners.runs.machine import platform_tag, resolve_device
 from runners.runs.signals import Stopped, StopRequest
 from runners.runs.stratum import stratum
 from runners.training.gates import log_faults
 
 OURS = Path("training.log")
-
-
-@dataclass(frozen=True)
-class ReproduceRequest:
-    """What `reproduce` was asked for; None is as the log has it, and for ``steps`` as many as are sensible."""
-
-    files: Sequence[Path]
-    steps: int | None = None
-    rows: int = 4
-    device: str | None = None
-    threads: int | None = None
-    micro_batch: int | None = None
-    compiled: bool | None = None
-    out: Path | None = None
-    vocab_size: int = 49_152  # of a log that names no recipe
-
-
-@dataclass(frozen=True)
-class Promise:
-    """Logs of one run, and that run as this checkout would train it."""
-
-    known: tuple[Known, ...]
-    run: PlannedRun
-    sigma: float | None  # seed sd of its last validation loss, as far as it is known
-    device: torch.device
-    steps: int  # to make again
-    title: str
-    command: str
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of its steps are to be made again."""
-        return self.steps == self.run.recipe.train.num_steps
 
 
 def reproduce(
@@ -110,13 +72,14 @@ def reproduce(
     files = list(dict.fromkeys(request.files))
     known = read_logs([file for file in files if file.suffix != ".json"])
     records = {file: read_first_batch(file) for file in files if file.suffix == ".json"}
-    promises = [_promise(group, request) for group in _by_run(known)]
-    batches = {file: _run_of(file, record.command)[1] for file, record in records.items()}
+    promises = [promise_of(group, request) for group in by_run(known)]
+    batches = {file: run_of(file, record.command)[1] for file, record in records.items()}
     for file, run in batches.items():
         check_can_hold(file, records[file])
         check_comparable(file, records[file].recipe, first_batch_recipe(run.recipe, run.seed))
     if request.out and [promise.whole for promise in promises] != [True]:
-        raise ConfigError([Problem(("--out",), str(request.out), "logs of one run, and all of its steps")])
+        problem = Problem(path=("--out",), received=str(request.out), allowed="logs of one run, and all of its steps")
+        raise ConfigError([problem])
     corpora: dict[str, Corpus] = {}
     for file, run, told in [
         *((one.file, promise.run, one.log.header["data"]) for promise in promises for one in promise.known),
@@ -141,51 +104,7 @@ def reproduce(
     return sound and "departs" not in verdicts and ("agrees" in verdicts or not outcomes), outcomes
 
 
-# What the files hold
-
-
-def _by_run(known: Sequence[Known]) -> list[tuple[Known, ...]]:
-    groups: dict[str, list[Known]] = {}
-    for one in known:
-        if one.log.is_ours:
-            groups.setdefault(one.log.header["recipe"], []).append(one)
-    return [tuple(group) for group in groups.values()]
-
-
-def _promise(known: tuple[Known, ...], request: ReproduceRequest) -> Promise:
-    first = known[0]
-    plan, run = _run_of(first.file, first.log.header["command"])
-    check_comparable(first.file, first.log.recipe, {**run.recipe.identity(), "seed": run.seed})
-    sigma = plan.decide.sigma if plan.decide.metric == "final/val_loss" else None
-    device = _device(request, first)
-    too_large = device.type == "cpu" and run.recipe.num_params >= SMALL_PARAMS
-    num_steps = run.recipe.train.num_steps
-    steps = min(num_steps, request.steps or (0 if too_large else num_steps))
-    title = first.log.header["run"].partition(", key")[0]
-    return Promise(known, run, sigma, device, steps, title, first.log.header["command"])
-
-
-def _run_of(file: Path, command: str) -> tuple[Plan, PlannedRun]:
-    """The run that a command of ours makes, as this checkout would. Raises ConfigError, which names ``file``."""
-    parser = argparse.ArgumentParser(prog="python -m runners train", exit_on_error=False)
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("arm")
-    parser.add_argument("index", type=int)
-    parser.add_argument("--base")
-    parser.add_argument("--seeds", type=int)
-    try:
-        start, words = (words := shlex.split(command))[:4], words[4:]
-        chosen, rest = parser.parse_known_args(words)
-        if start != ["python", "-m", "runners", "train"] or rest:
-            raise ValueError(command)
-    except (argparse.ArgumentError, ValueError, SystemExit):
-        allowed = "python -m runners train EXPERIMENT ARM INDEX [--base BASE] [--seeds N]"
-        raise ConfigError([Problem(("command",), repr(command), allowed)], f"{file}: cannot compare") from None
-    try:
-        plan = load_plan(chosen.experiment, base=chosen.base, seeds=chosen.seeds)
-        return plan, plan.run_of(chosen.arm, chosen.index)
-    except ConfigError as error:
-        raise ConfigError(error.problems, f"{file}: cannot compare; it was made by `{command}`") from None
+# What a log alone shows
 
 
 def _is_sound(one: Known, vocab_size: int, say: Callable[[str], None]) -> bool:
@@ -261,11 +180,11 @@ def _again(
     progress: Callable[[str, int], Callable[[int, Mapping[str, float]], None]],
 ) -> tuple[list[Outcome], str]:
     """The outcomes of a run's logs, and what went wrong if anything did."""
-    way, lead = _way(promise.known, promise.device, request)
+    way, lead = way_of(promise.known, promise.device, request)
     num_steps, steps = promise.run.recipe.train.num_steps, promise.steps
     if not steps:
         basis = "nothing: too large a model for this processor, but for the steps that STEPS= asks for"
-        outcome = Outcome(lead.file, False, basis, (), unchecked(lead.log, 0))
+        outcome = Outcome(file=lead.file, exact=False, basis=basis, rows=(), unchecked=unchecked(lead.log, 0))
         say(outcome_text(outcome))
         return [outcome], ""
     say(f"{promise.title}: {steps:,} of {num_steps:,} steps again, on {way}")
@@ -303,45 +222,6 @@ def _again(
     return outcomes, failed
 
 
-def _device(request: ReproduceRequest, one: Known) -> torch.device:
-    on_processor = one.log.stratum.on_cpu
-    name = request.device or ("cpu" if on_processor else "auto")
-    try:
-        return resolve_device(name)
-    except ValueError as error:
-        raise ConfigError([Problem(("--device",), name, str(error))]) from None
-
-
-def _way(known: Sequence[Known], device: torch.device, request: ReproduceRequest) -> tuple[Way, Known]:
-    """How to make the run again, and the log that this follows: one of this platform, where there is one."""
-    here = platform_tag(device)
-    lead = next((one for one in known if Way.of(one.log).platform == here), known[0])
-    way = Way.of(lead.log)
-    if (way.threads > 0) != (device.type == "cpu"):  # from another kind of device: its split says nothing here
-        way = Way(here, 1 if device.type == "cpu" else 0, 0, device.type == "cuda")
-    compiled = way.compiled if request.compiled is None else request.compiled
-    threads, micro_batch = request.threads or way.threads, request.micro_batch or way.micro_batch
-    return replace(way, platform=here, threads=threads, micro_batch=micro_batch, compiled=compiled), lead
-
-
-def read_logs(files: Sequence[Path]) -> list[Known]:
-    """The logs in ``files``. Raises ConfigError naming every file that holds none."""
-    known, problems = [], []
-    for file in files:
-        try:
-            log = TrainingLog.parse(file.read_text(encoding="utf-8"))
-            if log.is_ours:
-                log.check_header()
-            known.append(Known(file, log))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else error
-            said = f"{file}: {error.strerror if isinstance(error, OSError) else what}"
-            problems.append(Problem(("LOG",), said, "a training log: lines like `TIME - Step 10, Loss: 3.2, LR: 1e-3`"))
-    if problems:
-        raise ConfigError(problems)
-    return known
-
-
 def train_again(
     promise: Promise,
     way: Way,
@@ -369,7 +249,12 @@ def train_again(
             shutil.rmtree(folder.path, ignore_errors=True)
         folder.create(run.recipe, run.seed)
         folder.on_row = on_row
-        options = Options(120.0, way.micro_batch or None, compile_mode, None if promise.whole else steps)
+        options = Options(
+            save_every_s=120.0,
+            micro_batch=way.micro_batch or None,
+            compile_mode=compile_mode,
+            stop_after=None if promise.whole else steps,
+        )
         try:
             execute(folder, cache, str(promise.device), options, stop)
         except Stopped as error:

@@ -31,13 +31,15 @@ def check_comparable(file: Path, theirs: Mapping[str, Any], ours: Mapping[str, A
     if told := differences(theirs, ours):
         allowed = "the same recipe in the log and in this checkout"
         title = f"{file}: cannot compare, it is another run"
-        raise ConfigError([Problem(("recipe",), text, allowed) for text in told], title)
+        raise ConfigError([Problem(path=("recipe",), received=text, allowed=allowed) for text in told], title)
 
 
 def check_same_data(file: Path, theirs: str, corpus: Corpus) -> None:
     """Raises ConfigError where the same declaration has come to mean other tokens."""
     if theirs != corpus.fingerprint:
-        raise ConfigError(
-            [Problem(("data",), f"fingerprint {theirs} in the log, {corpus.fingerprint} here", "the same tokens")],
-            f"{file}: cannot compare, the data is another",
+        problem = Problem(
+            path=("data",),
+            received=f"fingerprint {theirs} in the log, {corpus.fingerprint} here",
+            allowed="the same tokens",
         )
+        raise ConfigError([problem], f"{file}: cannot compare, the data is another")

@@ -33,7 +33,7 @@ _OWN_TIME = re.compile(r", [\d.]+ s, [\d,]+ tokens/s$")
 HEADER = ("run", "command", "data", "stratum", "computed", "deterministic", "recipe")  # what making it again takes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingLog:
     """What a training.log says: ``losses``, ``rates`` and, where there is any, ``validation`` by step, from 1.
 
@@ -82,7 +82,15 @@ class TrainingLog:
                 raise ValueError(f"line {number}: {error}") from None
         if not losses:
             raise ValueError("no line like `2025-01-26 23:53:43,986 - Step 10, Loss: 10.6962, LR: 2.20e-06`")
-        return cls(header, losses, rates, validation, tuple(steps), lines, tuple(repeated))
+        return cls(
+            header=header,
+            losses=losses,
+            rates=rates,
+            validation=validation,
+            steps=tuple(steps),
+            lines=lines,
+            repeated=tuple(repeated),
+        )
 
     @property
     def is_ours(self) -> bool:

@@ -37,7 +37,7 @@ class CheckpointError(Exception):
     """There are checkpoints, and none can be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """One that was read whole. ``state`` is what :meth:`Checkpoints.save` was given beside the tensors."""
 
@@ -211,7 +211,8 @@ def read(path: Path) -> Checkpoint:
             contents.append(load(path / name))
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{name} is not of its format: {error}") from error
-    return Checkpoint(path, *contents)
+    model, optimizer, state = contents
+    return Checkpoint(path=path, model=model, optimizer=optimizer, state=state)
 
 
 def _load_json(file: Path) -> Any:

@@ -73,7 +73,10 @@ def _read(root: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         what = "damaged; what was declared at first looks cannot be told"
-        raise ConfigError([Problem((str(_file(root)),), what, "the file as it was, or none, which forgets the looks")])
+        problem = Problem(
+            path=(str(_file(root)),), received=what, allowed="the file as it was, or none, which forgets the looks"
+        )
+        raise ConfigError([problem])
     return found
 
 

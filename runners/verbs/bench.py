@@ -55,7 +55,7 @@ def bench(options: Options, context: Context) -> int:
     try:
         device = resolve_device(options.device)
     except ValueError as error:
-        raise ConfigError([Problem(("--device",), options.device, str(error))]) from None
+        raise ConfigError([Problem(path=("--device",), received=options.device, allowed=str(error))]) from None
     from runners.bench.suite import BenchRequest
     from runners.bench.suite import bench as carry_out
     from runners.data.config import DataError

@@ -34,7 +34,7 @@ def blocks(options: Options, context: Context) -> int:
     table = blocks_table()
     names = dict.fromkeys(row["type"] for row in table)
     if options.type is not None and options.type not in names:
-        raise ConfigError([Problem(("type",), repr(options.type), one_of(options.type, names))])
+        raise ConfigError([Problem(path=("type",), received=repr(options.type), allowed=one_of(options.type, names))])
     if options.type:
         print(block_text(options.type))
     elif options.as_json:

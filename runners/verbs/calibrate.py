@@ -87,7 +87,10 @@ def calibration(
     control = by_arm.get(design.control.name, np.array([]))
     if len(control) < LEAST:
         allowed = f"{LEAST} finished control runs; make them by: make ablation EXP=experiments/calibration.yaml"
-        raise ConfigError([Problem(("experiment",), f"{plan.name} on {plan.base} with {len(control)}", allowed)])
+        problem = Problem(
+            path=("experiment",), received=f"{plan.name} on {plan.base} with {len(control)}", allowed=allowed
+        )
+        raise ConfigError([problem])
     groups = [by_arm[name] for name in same if len(by_arm.get(name, ())) > 1]
     noise = shape(groups)
     dealt = [
@@ -126,9 +129,13 @@ def _stored(plan: Plan, file: Path) -> tuple[Design, pd.DataFrame]:
     try:
         runs = pd.read_csv(file)
     except (OSError, ValueError) as error:
-        raise ConfigError([Problem(("--losses",), str(file), f"a readable CSV file ({error})")]) from None
+        problem = Problem(path=("--losses",), received=str(file), allowed=f"a readable CSV file ({error})")
+        raise ConfigError([problem]) from None
     if missing := {"arm", "seed", design.metric} - set(runs):
-        raise ConfigError([Problem(("--losses",), str(file), f"a table with columns {', '.join(sorted(missing))}")])
+        problem = Problem(
+            path=("--losses",), received=str(file), allowed=f"a table with columns {', '.join(sorted(missing))}"
+        )
+        raise ConfigError([problem])
     return design, runs.sort_values("seed")
 
 

@@ -187,14 +187,19 @@ def choose_slots(plan: Plan, device: str, jobs: int | None = None) -> Slots:
     try:
         return Slots.choose(device, jobs, plan.arms[0].recipe.num_params)
     except ValueError as error:
-        raise ConfigError([Problem(("--device",), device, str(error))]) from None
+        raise ConfigError([Problem(path=("--device",), received=device, allowed=str(error))]) from None
 
 
 def run_options(options: Training, stop_after: int | None = None) -> RunOptions:
     """How runs are carried out, as the package that does it takes it; ``stop_after``: a step."""
     from runners.execution.one_run import Options
 
-    return Options(options.save_every, options.micro_batch, options.compile_mode, stop_after)
+    return Options(
+        save_every_s=options.save_every,
+        micro_batch=options.micro_batch,
+        compile_mode=options.compile_mode,
+        stop_after=stop_after,
+    )
 
 
 def check_target(target: Path | None, inputs: Sequence[Path] = ()) -> None:
@@ -204,6 +209,6 @@ def check_target(target: Path | None, inputs: Sequence[Path] = ()) -> None:
     if target is None:
         return
     if target.is_dir() or not target.absolute().parent.is_dir():
-        raise ConfigError([Problem(("--out",), str(target), "a file in a folder that is there")])
+        raise ConfigError([Problem(path=("--out",), received=str(target), allowed="a file in a folder that is there")])
     if target.exists() and any(one.exists() and one.samefile(target) for one in inputs):
-        raise ConfigError([Problem(("--out",), f"{target}, which is read", "another file")])
+        raise ConfigError([Problem(path=("--out",), received=f"{target}, which is read", allowed="another file")])

@@ -76,7 +76,8 @@ def log(options: Options, context: Context) -> int:
     torch.set_num_threads(slots.threads)
     if status.state != "FINISHED" or not folder.final.exists():
         allowed = f"a finished run; make it by: python -m runners train {options.experiment} {run.arm} {options.index}"
-        raise ConfigError([Problem(("arm",), f"{run.arm} seed {run.seed}, {status.state}", allowed)])
+        problem = Problem(path=("arm",), received=f"{run.arm} seed {run.seed}, {status.state}", allowed=allowed)
+        raise ConfigError([problem])
     corpus = prepare(run.recipe.data, CACHE)
     text = training_log(*_named(plan, run, options), folder, corpus, torch.device(slots.devices[0]))
     if options.out:
@@ -103,7 +104,7 @@ def _first_batch(options: Options, plan: Plan, run: PlannedRun) -> int:
     from runners.reproduce.first_batch import write_first_batch
 
     if options.out is None:
-        raise ConfigError([Problem(("--out",), "nothing", "a file, with --first-batch")])
+        raise ConfigError([Problem(path=("--out",), received="nothing", allowed="a file, with --first-batch")])
     torch.set_num_threads(os.cpu_count() or 1)
     corpus = prepare(run.recipe.data, CACHE, print_now)
     write_first_batch(options.out, run, *_named(plan, run, options), corpus)

@@ -68,7 +68,10 @@ def load_model(name: str) -> ModelConfig:
     if path.suffix == ".yaml":
         data = strict_yaml.load(path).data
         if isinstance(data, dict) and "base" in data:
-            raise ConfigError([Problem(("--model",), f"{name}, an experiment", f"a base, as its {data['base']}")])
+            problem = Problem(
+                path=("--model",), received=f"{name}, an experiment", allowed=f"a base, as its {data['base']}"
+            )
+            raise ConfigError([problem])
         return _of_base(path)
     if path.is_dir():
         return _of_folder(path)
@@ -83,7 +86,7 @@ def load_model(name: str) -> ModelConfig:
         if name in known:  # there, but something is wrong with it
             raise
         allowed = f"{one_of(name, known)}, a base's YAML, or a folder of saved weights"
-        raise ConfigError([Problem(("--model",), repr(name), allowed)]) from None
+        raise ConfigError([Problem(path=("--model",), received=repr(name), allowed=allowed)]) from None
 
 
 def _of_base(file: Path) -> ModelConfig:
@@ -104,7 +107,8 @@ def _of_folder(folder: Path) -> ModelConfig:
         if isinstance(error, ConfigError):
             raise
         received = f"{folder}: {str(error).splitlines()[0]}"
-        raise ConfigError([Problem(("--model",), received, "a folder that transformers can load")]) from None
+        problem = Problem(path=("--model",), received=received, allowed="a folder that transformers can load")
+        raise ConfigError([problem]) from None
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, object]:
@@ -119,13 +123,15 @@ def parse_settings(settings: Sequence[str]) -> dict[str, object]:
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals:
-            raise ConfigError([Problem(("--set",), repr(setting), "PATH=VALUE, e.g. head.type=untied")])
+            problem = Problem(path=("--set",), received=repr(setting), allowed="PATH=VALUE, e.g. head.type=untied")
+            raise ConfigError([problem])
         *above, last = path.split(".")
         place = delta
         for part in above:
             inner = place.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise ConfigError([Problem(("--set",), repr(setting), f"one value for {part!r}, not two")])
+                problem = Problem(path=("--set",), received=repr(setting), allowed=f"one value for {part!r}, not two")
+                raise ConfigError([problem])
             place = inner
         place[last] = strict_yaml.parse(value, f"--set {path}")
     return delta

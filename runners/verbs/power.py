@@ -141,7 +141,7 @@ def _noise(plan: Plan, root: Path) -> tuple[float, float, float, str]:
         low, high = decide.sigma_range or (decide.sigma, decide.sigma)
         return decide.sigma, low, high, f"stated by the base: {decide.sigma_source}"
     allowed = "decide.sigma in the base, or finished runs"
-    raise ConfigError([Problem(("base",), f"{plan.base}, whose seed sd is not known", allowed)])
+    raise ConfigError([Problem(path=("base",), received=f"{plan.base}, whose seed sd is not known", allowed=allowed)])
 
 
 def effects_text(found: Effects, by_margin: bool) -> str:

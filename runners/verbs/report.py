@@ -39,7 +39,8 @@ def report(options: Options, context: Context) -> int:
     required = read_requirements(options.require, plan)
     if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
         allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
-        raise ConfigError([Problem((), f"nothing to report: no run of {plan.name} on {plan.base}", allowed)])
+        problem = Problem(path=(), received=f"nothing to report: no run of {plan.name} on {plan.base}", allowed=allowed)
+        raise ConfigError([problem])
     from runners.tracking import Mirrors
 
     shown = {"as_json": options.as_json, "notebooks": options.notebooks}

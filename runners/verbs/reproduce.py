@@ -54,7 +54,7 @@ def reproduce(options: Options, context: Context) -> int:
 
     from llama_variants.errors import ConfigError, Problem
     from runners.data.config import DataError
-    from runners.reproduce.reproduce import ReproduceRequest
+    from runners.reproduce.promise import ReproduceRequest
     from runners.reproduce.reproduce import reproduce as carry_out
 
     logging.disable_progress_bar()
@@ -80,7 +80,8 @@ def reproduce(options: Options, context: Context) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of the folder that runs and figures go to
-        raise ConfigError([Problem(("reports",), str(error), "a folder that can be written")]) from None
+        problem = Problem(path=("reports",), received=str(error), allowed="a folder that can be written")
+        raise ConfigError([problem]) from None
     if options.as_json:
         records = [asdict(one) | {"verdict": one.verdict} for one in outcomes]
         for row in (row for one in records for row in one["rows"]):

@@ -33,7 +33,8 @@ def results(options: Options, context: Context) -> int:
         table = kept.results_markdown(options.files)
         text = kept.insert(options.into.read_text(), table) if options.into else table
     except (OSError, ValueError) as error:
-        raise ConfigError([Problem(("FILE",), str(error), "results by `report --keep`; a page with marks")]) from None
+        problem = Problem(path=("FILE",), received=str(error), allowed="results by `report --keep`; a page with marks")
+        raise ConfigError([problem]) from None
     if options.into:
         write_atomically(options.into, text)
     else:

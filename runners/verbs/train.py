@@ -91,7 +91,7 @@ def _step(stop_after: int | None, num_steps: int) -> int | None:
         from llama_variants.errors import ConfigError, Problem
 
         allowed = f"1 to {num_steps - 1}, or -1 to {1 - num_steps}"
-        raise ConfigError([Problem(("--stop-after",), str(stop_after), allowed)])
+        raise ConfigError([Problem(path=("--stop-after",), received=str(stop_after), allowed=allowed)])
     return step
 
 

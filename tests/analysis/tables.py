@@ -16,7 +16,7 @@ PARAMS = 1000
 def arm(name: str, n: int, role: str = "variant", **fields) -> Arm:
     """An arm with ``n`` declared runs, as costly as the control unless told otherwise."""
     costs = {"num_params": PARAMS, "flops_per_token": 6 * PARAMS}
-    return Arm(name, role, tuple(f"{name}-{i}" for i in range(n)), **(costs | fields))
+    return Arm(name=name, role=role, run_keys=tuple(f"{name}-{i}" for i in range(n)), **(costs | fields))
 
 
 def design(*arms: Arm, control: int = 4, **fields) -> Design:

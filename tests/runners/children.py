@@ -106,7 +106,7 @@ def _carry_out(plan: Plan) -> None:
     stop.install(signal.SIGINT, signal.SIGTERM)
     run = RunFolder(Path("runs"), plan.key)
     try:
-        options = Options(plan.save_every_s, plan.micro_batch, plan.compile_mode)
+        options = Options(save_every_s=plan.save_every_s, micro_batch=plan.micro_batch, compile_mode=plan.compile_mode)
         execute(run, Path("cache"), "cpu", options, stop, on_step(plan))
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import page
+from analysis.report import sections
 from analysis.store.schema import METRICS
 from analysis.store.stratum import Stratum
 from runners import tracking
@@ -61,7 +61,7 @@ def test_a_command_mirrors_and_judges_each_stage_once(done, monkeypatch, capsys)
     from rich.console import Console
 
     made = counted(monkeypatch, tracking, "Mirror")
-    judged = counted(monkeypatch, page, "compare")
+    judged = counted(monkeypatch, sections, "compare")
     mirrors = Mirrors(Path("runs"))
     for stage in done.stages:
         sweep.run_plan(

@@ -33,7 +33,11 @@ class WarmupStableDecay:
             decay = self.decay_steps(num_steps)
             if self.warmup_steps + decay > num_steps:
                 received = f"{self.warmup_steps} steps, with {decay} of decay"
-                yield Problem(("warmup_steps",), received, f"at most the {num_steps} steps of the run together")
+                yield Problem(
+                    path=("warmup_steps",),
+                    received=received,
+                    allowed=f"at most the {num_steps} steps of the run together",
+                )
 
     def __init__(self, config: Config, num_steps: int) -> None:
         self.warmup_steps, self.decay_steps = config.warmup_steps, config.decay_steps(num_steps)

@@ -10,7 +10,7 @@ from analysis.stats.worth import Scaling
 from tests.analysis.report.conftest import NO_CURVES, PLAN
 from tests.analysis.tables import arm, change, design, frame
 
-SCALING = Scaling((0.5, 1.0, 2.0), (4, 4, 4), (13.3, 10.3, 8.3), (0.1, 0.1, 0.1))
+SCALING = Scaling(factors=(0.5, 1.0, 2.0), ns=(4, 4, 4), means=(13.3, 10.3, 8.3), sds=(0.1, 0.1, 0.1))
 
 
 def test_each_arm_is_drawn_once_at_its_losses(runs, curves, table):

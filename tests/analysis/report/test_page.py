@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.report import page as report
 from analysis.report import render
+from analysis.report.sections import Stage
 from analysis.stats.compare import COLUMNS, compare
 from tests.analysis.report.conftest import NO_CURVES, PLAN
 from tests.analysis.tables import arm, design, frame
@@ -112,7 +113,7 @@ class Page(HTMLParser):
 
 
 def stage(plan=PLAN, runs=None, curves=NO_CURVES):
-    return report.Stage(plan, runs, curves)
+    return Stage(plan, runs, curves)
 
 
 def test_the_page_needs_nothing_else_and_has_everything_in_its_cells(runs, curves, table, tmp_path):

@@ -81,14 +81,16 @@ def test_the_known_limit_is_as_bad_as_it_is_said_to_be(case, alarms, noise):
 def test_pooling_alone_fails_as_published():
     """8 + 3 seeds, the variants' sd doubled and tripled: 15 % and 22 % false alarms."""
     for scale, published in ((2, 0.15), (3, 0.22)):
-        rates = simulate(Case("", 8, (3,), (scale,)), None, 2000)
+        rates = simulate(Case(name="", n_control=8, sizes=(3,), scales=(scale,)), None, 2000)
         assert rates["naive_alarms"] == pytest.approx(published, abs=0.02)
         assert within(rates["alarms"], 2000, 0, 0.08)
 
 
 def test_without_the_arms_own_scatter_the_guard_is_gone(monkeypatch):
     monkeypatch.setattr("analysis.stats.estimate.OWN_LEVEL", 19.9)  # Welch's test at a level of nearly 1
-    assert not within(simulate(Case("", 8, (3,), (3,)), None, 2000)["alarms"], 2000, 0, 0.08)
+    assert not within(
+        simulate(Case(name="", n_control=8, sizes=(3,), scales=(3,)), None, 2000)["alarms"], 2000, 0, 0.08
+    )
 
 
 def test_what_is_noticed_is_not_called():
@@ -98,7 +100,7 @@ def test_what_is_noticed_is_not_called():
 
 
 def test_the_simulation_judges_as_the_table_does():
-    case = Case("", 4, (3, 2, 1), (1, 3, 1))
+    case = Case(name="", n_control=4, sizes=(3, 2, 1), scales=(1, 3, 1))
     plan = design(
         [
             calibration._arm("control", "control", 4),
@@ -115,13 +117,13 @@ def test_the_simulation_judges_as_the_table_does():
 
 def test_noise_is_drawn_with_its_own_shape_and_unit_spread():
     skewed = np.array([0.0] * 9 + [10.0])
-    control, _ = calibration._draw(Case("", 4000, (1,)), np.random.default_rng(0), skewed)
+    control, _ = calibration._draw(Case(name="", n_control=4000, sizes=(1,)), np.random.default_rng(0), skewed)
     assert (control.mean(), control.std()) == pytest.approx((0, 1), abs=0.05)
     assert stats.skew(control) == pytest.approx(stats.skew(skewed), rel=0.1)
 
 
 def test_correlated_seeds_are_correlated_as_told():
-    case = Case("", 4000, (4000,), correlation=-0.5, shared_seeds=True)
+    case = Case(name="", n_control=4000, sizes=(4000,), correlation=-0.5, shared_seeds=True)
     control, (arm,) = calibration._draw(case, np.random.default_rng(0), None)
     assert np.corrcoef(control, arm)[0, 1] == pytest.approx(-0.5, abs=0.05)
     assert arm.std() == pytest.approx(1, abs=0.05)

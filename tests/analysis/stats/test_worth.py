@@ -11,8 +11,10 @@ from analysis.stats.compare import compare
 from analysis.stats.worth import Scaling
 from tests.analysis.tables import arm, change, design, frame
 
-STRAIGHT = Scaling((0.5, 1.0, 2.0), (4, 4, 4), (10.3, 10.0, 9.7), (0.1, 0.1, 0.1))  # 0.3 nats a doubling
-CONVEX = Scaling((0.5, 1.0, 2.0), (3, 8, 3), (4.9, 4.5, 4.25), (0.03, 0.03, 0.03))
+STRAIGHT = Scaling(
+    factors=(0.5, 1.0, 2.0), ns=(4, 4, 4), means=(10.3, 10.0, 9.7), sds=(0.1, 0.1, 0.1)
+)  # 0.3 nats a doubling
+CONVEX = Scaling(factors=(0.5, 1.0, 2.0), ns=(3, 8, 3), means=(4.9, 4.5, 4.25), sds=(0.03, 0.03, 0.03))
 
 
 @given(st.floats(0.51, 1.99))
@@ -29,7 +31,7 @@ def test_the_curve_goes_through_its_budgets():
 @given(st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
 def test_the_curve_falls_throughout(drops):
     means = (drops[0] + drops[1], drops[1], 0.0)
-    curve = Scaling((0.5, 1.0, 2.0), (3, 3, 3), means, (0.1,) * 3).loss(np.linspace(0.5, 2, 200))
+    curve = Scaling(factors=(0.5, 1.0, 2.0), ns=(3, 3, 3), means=means, sds=(0.1,) * 3).loss(np.linspace(0.5, 2, 200))
     assert (np.diff(curve) < 0).all()
 
 
@@ -63,7 +65,9 @@ def test_the_interval_covers_as_often_as_it_says():
         df = n - 1 + len(groups[1]) - 1
         pooled = (variant.var(ddof=1) * (n - 1) + groups[1].var(ddof=1) * (len(groups[1]) - 1)) / df
         half = stats.t.isf(0.025, df) * math.sqrt(pooled * (1 / n + 1 / len(groups[1])))
-        measured = Scaling(true.factors, true.ns, tuple(float(g.mean()) for g in groups), (sigma,) * 3)
+        measured = Scaling(
+            factors=true.factors, ns=true.ns, means=tuple(float(g.mean()) for g in groups), sds=(sigma,) * 3
+        )
         _, low, high = measured.worth(float(variant.mean()), n, half)
         held += low <= factor - 1 <= high
     assert 0.935 < held / trials < 0.965

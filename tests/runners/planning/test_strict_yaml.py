@@ -80,9 +80,9 @@ def test_duplicate_keys_keep_the_first_and_name_both_lines(tmp_path):
 
 def test_a_problem_is_placed_at_its_line_or_at_what_encloses_it(tmp_path):
     document = read("a:\n  - x\n  - b: 1\n    c: 2\n", tmp_path)
-    assert document.locate(Problem(("a", 1, "c"), "", "")).where.endswith("x.yaml:4")
-    assert document.locate(Problem(("a", 1, "missing"), "", "")).where.endswith("x.yaml:3")
-    assert document.locate(Problem(("nowhere",), "", "")).where.endswith("x.yaml:1")
+    assert document.locate(Problem(path=("a", 1, "c"), received="", allowed="")).where.endswith("x.yaml:4")
+    assert document.locate(Problem(path=("a", 1, "missing"), received="", allowed="")).where.endswith("x.yaml:3")
+    assert document.locate(Problem(path=("nowhere",), received="", allowed="")).where.endswith("x.yaml:1")
 
 
 @pytest.mark.parametrize(
