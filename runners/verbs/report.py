@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runners.verbs.common import RUNS, Context, OnExperiment, add_experiment, add_json, read_plan, verb
-from runners.verbs.reporting import Requiring, add_require, print_report
+from runners.verbs.judge import Requiring, add_require, print_report
 
 
 @dataclass(frozen=True, kw_only=True)

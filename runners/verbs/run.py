@@ -22,7 +22,7 @@ from runners.verbs.common import (
     run_options,
     verb,
 )
-from runners.verbs.reporting import Requiring, add_require, print_report
+from runners.verbs.judge import Requiring, add_require, print_report
 
 
 @dataclass(frozen=True, kw_only=True)

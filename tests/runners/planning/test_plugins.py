@@ -274,3 +274,80 @@ def test_a_second_module_of_the_same_name_is_not_taken_for_the_first(fixed):
     fixed(1.0, 1.0, name="twice")
     with pytest.raises(ConfigError, match="'twice', which is another module already"):
         fixed(1.0, 1.0, folder="elsewhere", name="twice")
+
+
+LION = '''
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from runners.planning.components import OPTIMIZER, SCHEDULE, OptimizerConfig, ScheduleConfig
+from runners.training.optimizers.base import RecipeOptimizer
+
+
+@OPTIMIZER.register("lion")
+class Lion(RecipeOptimizer):
+    """Signs of a momentum. Source: arXiv:2302.06675."""
+
+    class Config(OptimizerConfig):
+        """``beta``: of the momentum."""
+
+        beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    def __init__(self, config, model):
+        self.beta = config.beta
+        super().__init__([{"params": list(model.parameters())}], {"lr": 0.0, "rate": 0.1})
+
+    def state_numel(self):
+        return sum(p.numel() for group in self.param_groups for p in group["params"])
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                keep = self.found_inf == 0
+                moved = self.beta * momentum + (1 - self.beta) * p.grad
+                momentum.copy_(torch.where(keep, moved, momentum))
+                p.copy_(torch.where(keep, p - group["lr"] * moved.sign(), p))
+
+
+@SCHEDULE.register("flat")
+class Flat:
+    """The peak rate at every step."""
+
+    class Config(ScheduleConfig):
+        """No fields of its own."""
+
+    def __init__(self, config, num_steps):
+        pass
+
+    def __call__(self, step):
+        return 1.0
+'''
+
+
+def test_an_optimizer_and_a_schedule_of_one_s_own_work_as_a_block_does(cli, project):
+    (project / "experiments/my_parts.py").write_text(LION)
+    (project / "experiments/lion.yaml").write_text(
+        "name: lion\nversion: 1\nquestion: Do signs do?\nbase: micro\nplugins: [my_parts]\n"
+        "variants: {lion: {train: {optimizer: {type: lion}, schedule: {type: flat}}}}\n"
+    )
+    done = cli("train", "experiments/lion.yaml", "lion")
+    assert done.returncode == 0, done.stderr + done.stdout
+    (status,) = (json.loads(file.read_text()) for file in project.glob("runs/*/status.json"))
+    assert {"optimizer.lion", "schedule.flat"} <= status["stratum"]["code"].keys()
+    assert "my_parts:Lion" in status["stratum"]["definitions"]
+    key = next(project.glob("runs/*/status.json")).parent.name
+    edited = LION.replace("1 - self.beta", "1.0 - self.beta")
+    (project / "experiments/my_parts.py").write_text(edited.replace("# ", "#  "))
+    done = cli("train", "experiments/lion.yaml", "lion")
+    assert done.returncode == 0, done.stderr
+    assert len(list(project.glob("runs/*/status.json"))) == 2, key  # its source names its runs
+    wrong = (project / "experiments/lion.yaml").read_text().replace("type: lion", "type: lyon, beta: 2")
+    (project / "experiments/lion.yaml").write_text(wrong)
+    done = cli("plan", "experiments/lion.yaml")
+    assert done.returncode == 2
+    assert "did you mean 'lion'?" in done.stderr
+    assert "variants.lion.train.optimizer.beta: received 2" in done.stderr

@@ -77,7 +77,7 @@ def test_options_are_what_was_parsed_and_frozen():
 
 @pytest.mark.parametrize("module", [run, report])
 def test_a_report_is_made_again_by_what_made_its_runs(module):
-    from runners.verbs.reporting import _same_runs
+    from runners.verbs.judge import _same_runs
 
     parsed = make_parser().parse_args([module.__name__.rpartition(".")[2], "x.yaml", "--base", "tiny", "--seeds", "2"])
     assert _same_runs(parsed) == "make ablation EXP=x.yaml BASE=tiny SEEDS=2"
