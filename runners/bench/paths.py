@@ -16,7 +16,7 @@ from llama_variants import build_model
 from runners.bench.measure import in_turn, rate, ratio, seconds_per_call
 from runners.data.batches import Corpus
 from runners.execution.local import LocalLauncher
-from runners.execution.one_run import Options
+from runners.execution.one_run import RunOptions
 from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe, run_key
 from runners.runs.checkpoint import Checkpoints
@@ -92,7 +92,7 @@ def side_by_side(
                 run.create(short, seed)
                 keys.append(run.key)
             began = time.perf_counter()
-            launcher = LocalLauncher(root, cache, ("cpu",) * workers, threads, Options())
+            launcher = LocalLauncher(root, cache, ("cpu",) * workers, threads, RunOptions())
             done = sum(finished is not None for finished in launcher.run(keys))
             spent = time.perf_counter() - began
             failed = [status.reason for key in keys if (status := RunFolder(root, key).status).state != "FINISHED"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from filelock import Timeout
 
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.runs.folder import RunFolder, State
 from runners.runs.signals import Stopped, StopRequest
 
@@ -41,7 +41,7 @@ class LocalLauncher:
     A worker that dies takes only its own run with it: the run is marked FAILED and a new worker takes the next.
     """
 
-    def __init__(self, root: Path, cache: Path, devices: Sequence[str], threads: int, options: Options) -> None:
+    def __init__(self, root: Path, cache: Path, devices: Sequence[str], threads: int, options: RunOptions) -> None:
         self.root, self.cache, self.devices, self.threads, self.options = root, cache, devices, threads, options
         self._context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
 
@@ -128,7 +128,7 @@ def _watch_parent(stop: StopRequest) -> None:
     stop.signum = signal.SIGTERM
 
 
-def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int, options: Options) -> None:
+def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int, options: RunOptions) -> None:
     """A worker's whole life: take a key, carry out its run, say so; until the pipe closes."""
     for signum in (signal.SIGINT, signal.SIGHUP):  # from the terminal, which sends them to the parent too: it decides
         signal.signal(signum, signal.SIG_IGN)

@@ -36,7 +36,7 @@ RETRIES_S = (1, 5, 10)  # for a disk that is full at the end
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class RunOptions:
     """How runs are carried out, which bears on their results by rounding at most.
 
     ``save_every_s``: seconds between checkpoints. ``micro_batch``: windows that go through the model at a time; as many
@@ -54,7 +54,7 @@ def execute(
     run: RunFolder,
     cache: Path,
     device_name: str,
-    options: Options,
+    options: RunOptions,
     stop: StopRequest,
     on_step: Callable[[Training], None] = lambda training: None,
 ) -> None:
@@ -94,7 +94,7 @@ def _train(
     run: RunFolder,
     cache: Path,
     device: torch.device,
-    options: Options,
+    options: RunOptions,
     stop: StopRequest,
     processes: World,
     on_step: Callable[[Training], None],

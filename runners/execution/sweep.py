@@ -21,7 +21,7 @@ from runners.tracking import Mirror, Mirrors
 
 if TYPE_CHECKING:
     from runners.execution.local import LocalLauncher
-    from runners.execution.one_run import Options
+    from runners.execution.one_run import RunOptions
 
 SYNC_EVERY_S = 5.0
 PLAIN_EVERY_S = 15.0  # between progress lines where nothing can be redrawn
@@ -35,7 +35,7 @@ def run_plan(
     slots: Slots,
     console: Console,
     stop: StopRequest,
-    options: Callable[[], Options] | None = None,
+    options: Callable[[], RunOptions] | None = None,
     fresh: bool = False,
     mirrors: Mirrors | None = None,
 ) -> list[PlannedRun]:
@@ -70,9 +70,9 @@ def run_plan(
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
         from runners.execution.local import LocalLauncher
-        from runners.execution.one_run import Options
+        from runners.execution.one_run import RunOptions
 
-        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options() if options else Options())
+        launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options() if options else RunOptions())
         _carry_out(plan, todo, launcher, mirror, root, console, stop)
     for run in plan.runs():
         mirror.sync(run)

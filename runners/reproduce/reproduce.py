@@ -21,7 +21,7 @@ from llama_variants.errors import ConfigError, Problem
 from runners.data.atomic import write_atomically
 from runners.data.batches import Corpus
 from runners.data.shards import prepare
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.arms import PlannedRun
 from runners.reproduce.first_batch import (
     FirstBatch,
@@ -249,7 +249,7 @@ def train_again(
             shutil.rmtree(folder.path, ignore_errors=True)
         folder.create(run.recipe, run.seed)
         folder.on_row = on_row
-        options = Options(
+        options = RunOptions(
             save_every_s=120.0,
             micro_batch=way.micro_batch or None,
             compile_mode=compile_mode,

@@ -14,7 +14,7 @@ from runners.runs.signals import StopRequest
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from runners.execution.one_run import Options as RunOptions
+    from runners.execution.one_run import RunOptions
     from runners.execution.slots import Slots
     from runners.planning.plan import Plan
 
@@ -87,7 +87,7 @@ class OnExperiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingOptions:
     """How runs are carried out."""
 
     save_every: float  # seconds
@@ -114,7 +114,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Those of :class:`Training`."""
+    """Those of :class:`TrainingOptions`."""
     text = "seconds between checkpoints; 0 saves after every step (default 120)"
     parser.add_argument("--save-every", type=seconds, default=120.0, metavar="SECONDS", help=text)
     text = "windows through the model at a time (default: as many as fit); changes losses by rounding only"
@@ -190,11 +190,11 @@ def choose_slots(plan: Plan, device: str, jobs: int | None = None) -> Slots:
         raise ConfigError([Problem(path=("--device",), received=device, allowed=str(error))]) from None
 
 
-def run_options(options: Training, stop_after: int | None = None) -> RunOptions:
+def run_options(options: TrainingOptions, stop_after: int | None = None) -> RunOptions:
     """How runs are carried out, as the package that does it takes it; ``stop_after``: a step."""
-    from runners.execution.one_run import Options
+    from runners.execution.one_run import RunOptions
 
-    return Options(
+    return RunOptions(
         save_every_s=options.save_every,
         micro_batch=options.micro_batch,
         compile_mode=options.compile_mode,

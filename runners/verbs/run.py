@@ -12,7 +12,7 @@ from runners.verbs.common import (
     RUNS,
     Context,
     OnExperiment,
-    Training,
+    TrainingOptions,
     add_device,
     add_experiment,
     add_jobs,
@@ -26,7 +26,7 @@ from runners.verbs.judge import Requiring, add_require, print_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OnExperiment, Training, Requiring):
+class Options(OnExperiment, TrainingOptions, Requiring):
     """Which experiment, where, how, and what it has to come to."""
 
     device: str

@@ -12,7 +12,7 @@ from runners.verbs.common import (
     RUNS,
     Context,
     OnExperiment,
-    Training,
+    TrainingOptions,
     add_device,
     add_experiment,
     add_training,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OnExperiment, Training):
+class Options(OnExperiment, TrainingOptions):
     """Which run, where and how."""
 
     arm: str

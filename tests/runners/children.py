@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.recipe import Recipe, run_key
 from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped, StopRequest
@@ -106,7 +106,9 @@ def _carry_out(plan: Plan) -> None:
     stop.install(signal.SIGINT, signal.SIGTERM)
     run = RunFolder(Path("runs"), plan.key)
     try:
-        options = Options(save_every_s=plan.save_every_s, micro_batch=plan.micro_batch, compile_mode=plan.compile_mode)
+        options = RunOptions(
+            save_every_s=plan.save_every_s, micro_batch=plan.micro_batch, compile_mode=plan.compile_mode
+        )
         execute(run, Path("cache"), "cpu", options, stop, on_step(plan))
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)

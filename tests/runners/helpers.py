@@ -17,7 +17,7 @@ from runners.cli import main
 from runners.data.batches import Corpus
 from runners.data.config import file_sha256
 from runners.execution.journal import Journal
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe, TrainConfig, read_train
 from runners.runs.checkpoint import Checkpoint, Checkpoints
@@ -105,7 +105,7 @@ def exact(run: RunFolder) -> list[Any]:
 def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = None) -> RunFolder:
     """The run of a recipe in the current folder, trained in this process."""
     run = new_run(Path(), recipe, root=root)
-    execute(run, Path("cache"), "cpu", Options(stop_after=stop_after), StopRequest())
+    execute(run, Path("cache"), "cpu", RunOptions(stop_after=stop_after), StopRequest())
     return run
 
 

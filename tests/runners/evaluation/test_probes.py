@@ -13,7 +13,7 @@ from llama_variants import build_model
 from runners.data.shards import prepare
 from runners.evaluation.loss_by_domain import _key
 from runners.evaluation.subject import Subject, declared, final_key
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.bases import load_base
 from runners.planning.recipe import read_eval
 from runners.runs.folder import RunFolder
@@ -95,7 +95,7 @@ def test_a_plugin_s_probe_is_logged_and_one_that_is_not_declared_fails_at_once(p
     run = RunFolder(Path("runs"), run.path.name)
     (run.path / "config.yaml").unlink()
     run.create(recipe, 5)
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
     assert run.status.state == state
     rows = run.rows()[0]
     if state == "FAILED":

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from runners.cli import main
 from runners.data import prepare
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.plan import load_plan
 from runners.reproduce.log_compare import Known, Way, hold_exactly, hold_statistically
 from runners.reproduce.training_log import TrainingLog, training_log
@@ -40,7 +40,7 @@ def make_log(micro_batch: int | None = None, root: str = "made") -> str:
     run = load_plan(Path(EXPERIMENT)).arms[0].runs[0]
     folder = RunFolder(Path(root), run.key)
     folder.create(run.recipe, run.seed)
-    execute(folder, Path("cache"), "cpu", Options(micro_batch=micro_batch), StopRequest())
+    execute(folder, Path("cache"), "cpu", RunOptions(micro_batch=micro_batch), StopRequest())
     command = f"python -m runners train {EXPERIMENT} control 0"
     return training_log("micro", command, folder, prepare(run.recipe.data, Path("cache")), CPU)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from analysis.store.stratum import Stratum
 from llama_variants import build_model
 from runners.data.config import file_sha256
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.bases import load_base
 from runners.planning.recipe import Recipe
 from runners.runs.checkpoint import FILES, CheckpointError, Checkpoints, model_tensors
@@ -223,7 +223,7 @@ from runners.runs.checkpoint import Checkpoints
 from runners.execution.one_run import execute
 from runners.runs.signals import StopRequest
 from runners.runs.folder import RunFolder
-from runners.execution.one_run import Options
+from runners.execution.one_run import RunOptions
 
 key, mode = sys.argv[1:]
 config = Path("runs", key, "config.yaml").read_text()
@@ -258,7 +258,7 @@ def listen(text):
         ballast.unlink(missing_ok=True)
 
 run = RunFolder(Path("runs"), key, echo=listen)
-execute(run, Path("cache"), "cpu", Options(save_every_s=0), StopRequest())
+execute(run, Path("cache"), "cpu", RunOptions(save_every_s=0), StopRequest())
 print(run.status.state, run.status.reason)
 shutil.copytree(Path("runs", key), "copy")
 """
@@ -371,9 +371,9 @@ def test_a_run_whose_end_cannot_be_recorded_keeps_its_checkpoints(project, recip
     monkeypatch.chdir(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "_write", full)
-        execute(run, Path("cache"), "cpu", Options(save_every_s=0), StopRequest())
+        execute(run, Path("cache"), "cpu", RunOptions(save_every_s=0), StopRequest())
     assert run.status.state == "RUNNING"
     assert list(run.checkpoints.glob("step-*"))
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
     assert run.status.state == "FINISHED"
     assert any(line.startswith("going on after step") for line in run.events()[0])

@@ -127,14 +127,14 @@ def test_every_module_that_a_run_imports_counts_or_says_why_not(project):
     run = """
 import json, sys, torch
 from pathlib import Path
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
 planned = load_plan(Path("experiments/micro_theta.yaml")).runs()[0]
 folder = RunFolder(Path("runs"), planned.key)
 folder.create(planned.recipe, planned.seed)
-execute(folder, Path("cache"), "cpu", Options(), StopRequest())
+execute(folder, Path("cache"), "cpu", RunOptions(), StopRequest())
 assert folder.status.state == "FINISHED", folder.status
 ours = [name for name in sys.modules if name.partition(".")[0] in ("llama_variants", "runners", "analysis")]
 print(json.dumps([ours, sorted(folder.status.stratum.definitions)]))

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llama_variants import LlamaMLP, build_model
 from runners.data import prepare
 from runners.execution import journal
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.recipe import Recipe
 from runners.runs.checkpoint import Checkpoints
 from runners.runs.folder import RunFolder
@@ -158,7 +158,7 @@ def test_deterministic_says_what_it_costs_and_changes_no_cpu_loss(recipe):
 
 def test_final_weights_load_in_plain_transformers_and_are_those_that_were_judged(recipe, project):
     run = new_run(project, recipe)
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
     rows = run.rows()[0]
     model = AutoModelForCausalLM.from_pretrained(run.final)
     assert type(model).__module__.startswith("transformers.")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
@@ -65,7 +65,7 @@ def alone(run: RunFolder) -> dict[str, list[float]]:
     """What one process logs, out of the way."""
     planned = load_plan(Path(EXPERIMENT)).runs()[0]
     run.create(planned.recipe, planned.seed)
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
     single = losses(run)
     run.path.rename(run.path.with_name("alone"))
     return single

@@ -23,7 +23,7 @@ from llama_variants import LlamaAttention, LlamaForCausalLM, LlamaMLP
 from runners.data.batches import Corpus, TokenSplit
 from runners.execution import journal
 from runners.execution import one_run as execution
-from runners.execution.one_run import Options, execute
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.bases import load_base
 from runners.planning.recipe import Recipe
 from runners.runs.folder import RunFolder
@@ -47,7 +47,7 @@ def recipe(project, monkeypatch) -> Recipe:
 
 def carried_out(project: Path, recipe: Recipe, **changes: object) -> RunFolder:
     run = new_run(project, replace(recipe, train=changed(recipe.train, **changes)))
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
     return run
 
 
@@ -201,15 +201,15 @@ def test_data_started_again_by_a_resume_is_named(project, recipe, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         StreamFromTheStart().plant(patch)
         with pytest.raises(Stopped):
-            execute(run, Path("cache"), "cpu", Options(), stop, stopping)
+            execute(run, Path("cache"), "cpu", RunOptions(), stop, stopping)
     assert run.status.state == "KILLED"
     with pytest.MonkeyPatch.context() as patch:
         StreamFromTheStart().plant(patch)
-        execute(run, Path("cache"), "cpu", Options(), StopRequest())
+        execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
     assert run.status.state == "INVALID"
     assert run.status.reason.startswith("data: step 13 was trained on batch ")
     assert run.status.reason.endswith("its batch is that of step 1: the data was started again")
-    execute(run, Path("cache"), "cpu", Options(), StopRequest())  # and without the bug it goes on
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())  # and without the bug it goes on
     assert run.status.state == "FINISHED"
 
 
@@ -254,7 +254,7 @@ def test_a_value_that_is_not_finite_stops_the_run_before_the_update(project, rec
     for module in (loop, state):
         monkeypatch.setattr(module, "seed_step", seeded)
     run = new_run(project, recipe)
-    execute(run, Path("cache"), "cpu", Options(), StopRequest(), after)
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest(), after)
     assert run.status.state == "INVALID"
     reason = run.status.reason
     assert reason.startswith("step 18: loss ")
