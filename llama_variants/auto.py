@@ -32,16 +32,21 @@ class _OnDemand(dict[str, type]):
 
 
 class _Watcher(MetaPathFinder):
-    """Enters the lookup right after transformers' table of configurations is imported, and is gone then."""
+    """Enters the lookup right after transformers' table of configurations is imported, or is imported anew."""
+
+    _looking = False
 
     def find_spec(
         self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The ordinary spec of that one module, with the entry behind its execution; None for any other."""
-        if fullname != _AUTO or self not in sys.meta_path:
+        if fullname != _AUTO or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._looking = True  # the others' answer, not this one again
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._looking = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
@@ -65,5 +70,5 @@ def enter() -> None:
     loaded = sys.modules.get(_AUTO)
     if loaded is not None and hasattr(loaded, "CONFIG_MAPPING"):
         _add_to(loaded)
-    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
+    if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher())

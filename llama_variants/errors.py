@@ -107,6 +107,8 @@ def _problem(cls: type[BaseModel], detail: Any) -> Problem:
     if detail["type"] == "missing":
         return Problem(path=path, received="nothing", allowed="a value: the key is required")
     allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    for theirs, ours in (("a valid dictionary", "a mapping"), ("a valid tuple", "a list of values")):  # YAML's words
+        allowed = allowed.replace(theirs, ours)
     if detail["type"] == "model_type":
         allowed = "a mapping with keys out of " + ", ".join(_fields_at(cls, path))
     return Problem(path=path, received=show(detail["input"]), allowed=allowed)

@@ -1,7 +1,10 @@
-"""What source code means: digests of syntax trees, which comments, docstrings and layout leave alone.
+"""What source code means: digests of syntax trees, which comments, docstrings, types and layout leave alone.
 
-A run's losses depend on the code that it executes. Of a module that always runs the whole counts; of a class that a
-recipe chooses, out of many in its file, only the definitions that it needs: itself, what it names, and what these name.
+A run's losses depend on the code that it executes. Of a module that always runs the whole counts; of a class of this
+project that a recipe chooses, out of many in its file, only the definitions that it needs: itself, what it names, and
+what these name. Of somebody else's class all of its module counts, and every module that this one imports from its own
+package or from beside it: nobody can say what such code does at its top level. Files are found by path, whether they
+are imported yet or not, and read once in a process: what runs is what was there when it began.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 DIGITS = 8  # of a digest, in hexadecimal
+OURS = ("llama_variants", "runners")  # packages whose components raise `semantics`; others are plugins
 
 Definition = tuple[str, str]
 """A module's dotted name, and a name at its top level; "" for the whole module."""
@@ -26,15 +32,17 @@ def module_meaning(module: str) -> dict[str, str]:
     return {module: found.digest("")}
 
 
-def class_meaning(cls: type, apart: Sequence[str] = (), skip: Sequence[str] = ()) -> dict[str, str]:
-    """``{module:name: digest}`` of each definition that ``cls`` needs, its own first.
+def class_meaning(cls: Any, apart: Sequence[str] = (), skip: Sequence[str] = ()) -> dict[str, str]:
+    """``{module:name: digest}`` of each definition that a class or function needs, its own first.
 
-    Names are followed through the modules of the same top-level package, and, of a class that is not installed, through
-    the modules that were imported from beside its own. Of a module in ``apart`` only functions count, of one in
-    ``skip`` nothing: these are looked after otherwise.
+    Of one of this project: names are followed through its package. Of a module in ``apart`` only functions count, of
+    one in ``skip`` nothing: these are looked after otherwise. Of any other: ``{module: digest}``.
     """
+    home = str(cls.__module__)
+    if home.partition(".")[0] not in OURS:
+        return _plugin_meaning(home)
     seen: dict[str, str] = {}
-    waiting: list[Definition] = [(cls.__module__, cls.__qualname__.partition(".")[0])]
+    waiting: list[Definition] = [(home, cls.__qualname__.partition(".")[0])]
     while waiting:
         module, name = waiting.pop()
         part = f"{module}:{name}" if name else module
@@ -44,7 +52,35 @@ def class_meaning(cls: type, apart: Sequence[str] = (), skip: Sequence[str] = ()
         if name and (not nodes or (module in apart and not isinstance(nodes[0], ast.FunctionDef))):
             continue
         seen[part] = found.digest(name)
-        waiting += [one for one in found.named(name) if _near(one[0], cls.__module__)] if name else []
+        near = home.partition(".")[0]
+        waiting += [one for one in found.named(name) if one[0].partition(".")[0] == near] if name else []
+    assert seen, f"{home} has no definition of {cls.__qualname__} at its top level"
+    return seen
+
+
+def _plugin_meaning(home: str) -> dict[str, str]:
+    """Of the module ``home`` and of all that it imports from its own package or from beside it."""
+    loaded = getattr(sys.modules.get(home), "__file__", None)
+    if not loaded or not Path(loaded).is_file():
+        return {}  # typed at a prompt
+    package = home.split(".")
+    folder = Path(loaded).resolve().parents[len(package) - (Path(loaded).name != "__init__.py")]
+    installed = "site-packages" in folder.parts  # where everything lies beside everything else
+    seen: dict[str, str] = {}
+    waiting = [(home, Path(loaded))]
+    while waiting:
+        name, file = waiting.pop()
+        if name in seen:
+            continue
+        module = _parsed(name, file)
+        seen[name] = module.digest("")
+        for other in module.imported():
+            for parent in accumulate(other.split("."), "{}.{}".format):
+                place = folder.joinpath(*parent.split("."))
+                files = (place.with_suffix(".py"), place / "__init__.py")
+                top, found = parent.partition(".")[0], next((one for one in files if one.is_file()), None)
+                if found and top not in (*OURS, "analysis") and (top == package[0] or not installed):
+                    waiting.append((parent, found))
     return seen
 
 
@@ -58,6 +94,11 @@ class _Module:
 
     def __init__(self, name: str, file: Path) -> None:
         self.tree = ast.parse(file.read_bytes())
+        # ``node`` of an import, inside a function or not: those at the top level have the last word.
+        self._import_nodes = sorted(
+            (node for node in ast.walk(self.tree) if isinstance(node, ast.Import | ast.ImportFrom)),
+            key=lambda node: node in self.tree.body,
+        )
         self._package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         self._name = name
         self._digests: dict[str, str] = {}
@@ -82,23 +123,33 @@ class _Module:
     def imports(self) -> dict[str, Definition]:
         """Name here -> what it stands for elsewhere."""
         found: dict[str, Definition] = {}
-        for node in ast.walk(self.tree):
+        for node in self._import_nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:  # `import a.b` binds a, `import a.b as c` binds a.b
                     found[alias.asname or alias.name.partition(".")[0]] = (alias.name, "")
-            elif isinstance(node, ast.ImportFrom):
-                above = self._package.split(".")[: self._package.count(".") + 2 - node.level] if node.level else []
-                source = ".".join([*above, *([node.module] if node.module else [])])
-                for alias in node.names:
-                    inner = source if alias.name == "*" else f"{source}.{alias.name}"
-                    whole = alias.name == "*" or _file(inner) is not None
-                    found[alias.asname or alias.name] = (inner, "") if whole else (source, alias.name)
+                continue
+            source = self._source(node)
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                found[alias.asname or alias.name] = (inner, "") if _file(inner) else (source, alias.name)
         return found
+
+    def _source(self, node: ast.ImportFrom) -> str:
+        """The module that something is imported from, a relative one by its whole name."""
+        above = self._package.split(".")[: self._package.count(".") + 2 - node.level] if node.level else []
+        return ".".join([*above, *([node.module] if node.module else [])])
+
+    def imported(self) -> Iterator[str]:
+        """Dotted names of modules that may be imported from here, packages above them left out."""
+        for node in self._import_nodes:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            else:
+                source = self._source(node)
+                yield from (source, *(f"{source}.{alias.name}" for alias in node.names))
 
     def named(self, name: str) -> Iterator[Definition]:
         """The definitions whose names stand in that of ``name``, of this module and of others."""
-        if "*" in self.imports:
-            yield self.imports["*"]
         for leaf in (leaf for node in self.definitions[name] for leaf in _executed(node)):
             if isinstance(leaf, ast.Attribute) and isinstance(leaf.value, ast.Name):
                 source, inner = self.imports.get(leaf.value.id, ("", "?"))
@@ -120,35 +171,30 @@ class _Module:
 
 
 def _read(module: str) -> _Module | None:
-    """A module's source as it is now; None where it has none."""
+    """A module's source; None where it has none."""
     file = _file(module)
-    return _parsed(module, file, file.stat().st_mtime_ns) if file else None
+    return _parsed(module, file) if file else None
 
 
 @lru_cache(maxsize=512)
-def _parsed(module: str, file: Path, changed_ns: int) -> _Module:
+def _parsed(module: str, file: Path) -> _Module:
     return _Module(module, file)
 
 
+def forget() -> None:
+    """Read every file anew from here on."""
+    _parsed.cache_clear()
+
+
 def _file(module: str) -> Path | None:
-    """Where a module's source is: as imported, or, of an imported package, where it would be imported from."""
-    loaded = getattr(sys.modules.get(module), "__file__", None)
-    if loaded:
-        return Path(loaded) if loaded.endswith(".py") and Path(loaded).is_file() else None
+    """Where a module of an imported package of this project lies; None where there is none."""
     package, *rest = module.split(".")
-    root = getattr(sys.modules.get(package), "__file__", None)
-    if not root or not rest or Path(root).name != "__init__.py":
+    root = getattr(sys.modules.get(package), "__file__", None) if package in OURS else None
+    if not root:
         return None
     place = Path(root).parent.joinpath(*rest)
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-
-
-def _near(module: str, home: str) -> bool:
-    """Whether names are followed from the module ``home`` into ``module``."""
-    if module.partition(".")[0] == home.partition(".")[0]:
-        return True
-    folders = [file.resolve().parent for name in (module, home) if (file := _file(name))]
-    return len(folders) == 2 and folders[0] == folders[1] and "site-packages" not in folders[0].parts
+    files = (place.with_suffix(".py"), place / "__init__.py") if rest else (Path(root),)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
@@ -186,5 +232,5 @@ def _is_type(node: ast.AST, field: str) -> bool:
 def _is_text(node: object) -> bool:
     """A docstring, of a module, a class, a function or a variable; or imports for types alone."""
     if isinstance(node, ast.If):
-        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" and not node.orelse
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

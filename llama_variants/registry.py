@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from llama_variants.errors import ConfigError, Problem, StrictModel, check, closest, one_of, show
-from llama_variants.meaning import class_meaning
+from llama_variants.meaning import OURS, class_meaning
 from llama_variants.types import bearing
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from llama_variants.config import ModelConfig
 
 T = TypeVar("T")
-OURS = ("llama_variants", "runners")  # packages whose components raise `semantics`; others are plugins
 
 
 @dataclass(frozen=True, kw_only=True)

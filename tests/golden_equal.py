@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from runners.data.atomic import write_atomically
-from runners.runs.proofs import FILE, read_proofs
+from runners.runs.proofs import FILE, Proof, read_proofs
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,26 +45,27 @@ def main(arguments: list[str] | None = None) -> int:
     shared = [name for name in old["losses"] if name in new["losses"]]
     apart = [name for name in shared if old["losses"][name] != new["losses"][name]]
     for name in apart:
-        pairs = zip(old["losses"][name], new["losses"][name], strict=True)
+        pairs = zip_longest(old["losses"][name], new["losses"][name])
         step, (a, b) = next((i, pair) for i, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
         print(f"{name}: {a!r} at {commits['old']}, {b!r} at {commits['new']}, from step {step} on")
-    if apart:
+    if apart or not shared:
         print(f"NOT EQUAL: {len(apart)} of {len(shared)} on {new['platform']}; nothing was written")
         return 1
-    parts = {
-        part: [digest, new["code"][part]]
-        for part, digest in old["code"].items()
-        if new["code"].get(part, digest) != digest
-    }
-    gone = sorted(set(old["losses"]) - set(new["losses"]))
+    parts = {}  # of what was compared: code that no shared recipe executes is proven by nothing
+    for name in shared:
+        now = new["code"][name]
+        parts |= {part: [was, now[part]] for part, was in old["code"][name].items() if now.get(part, was) != was}
+    gone = sorted(set(old["losses"]) - set(shared))
     print(
         f"equal to the last digit: {len(shared)} of {len(shared)} on {new['platform']}; code that differs: "
-        f"{', '.join(parts) or 'none'}" + (f"; not compared, no longer there: {', '.join(gone)}" if gone else "")
+        f"{', '.join(sorted(parts)) or 'none'}"
+        + (f"; not compared, no longer there: {', '.join(gone)}" if gone else "")
     )
     if parts:
-        proof = {"platform": new["platform"], "losses": len(shared), **commits, "parts": parts}
+        proof = Proof(platform=new["platform"], losses=len(shared), parts=dict(sorted(parts.items())), **commits)
         kept = [one for one in read_proofs(options.into) if one != proof]
-        write_atomically(options.into, json.dumps([*kept, proof], indent=1) + "\n")
+        text = json.dumps([one.model_dump() for one in (*kept, proof)], indent=1)
+        write_atomically(options.into, re.sub(r"\[\s+(\S+)\s+(\S+)\s+\]", r"[\1 \2]", text) + "\n")
         print(f"written: {options.into}")
     return 0
 

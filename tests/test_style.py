@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 PACKAGES = ("llama_variants", "runners", "analysis")
@@ -81,3 +83,22 @@ def test_these_checks_see_what_they_should():
     assert by_place(path, ast.parse(source), {("runners.wide", "Wide")}) == ["runners/wide.py:8 Wide"]
     imported = "from llama_variants import Cost as C\nC(1, 2)\n"
     assert by_place(path, ast.parse(imported), {("llama_variants.registry", "Cost")}) == ["runners/wide.py:2 C"]
+
+
+COMPONENTS = (
+    "llama_variants/blocks",
+    "runners/training/optimizers",
+    "runners/training/schedules",
+    "runners/evaluation",
+)
+
+
+@pytest.mark.parametrize("folder", COMPONENTS)
+def test_files_of_components_hold_definitions_alone(folder):
+    """Of these files a run's fingerprint takes single definitions: what else stood at the top level would not count."""
+    allowed = ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign
+    for file in sorted((ROOT / folder).glob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+            assert isinstance(node, allowed) or text or types, f"{file}:{node.lineno}"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.store.schema import Arm, Design
-from analysis.store.stratum import Stratum
+from analysis.store.stratum import Stratum, facets
 
 MIN_PAIRS = 5  # below, pairing costs more in degrees of freedom than it can save
 APART = pd.Timedelta(hours=12)  # farther from each other, two runs were not made side by side
@@ -184,12 +184,14 @@ def _looked(*arms: Arm) -> str:
 
 def _strata(samples: Sequence[Sample]) -> list[str]:
     """Which runs were made with another device, torch or code than others, by what differs; nothing when none were."""
-    facets: dict[str, list[str]] = {}
-    for facet in dict.fromkeys(name for sample in samples for stratum in sample.strata for name in stratum.facets):
-        labels = [[stratum.facets.get(facet, "") for stratum in sample.strata] for sample in samples]
+    known = iter(facets([stratum for sample in samples for stratum in sample.strata]))
+    found = [[next(known) for _ in sample.strata] for sample in samples]
+    apart: dict[str, list[str]] = {}
+    for facet in dict.fromkeys(name for runs in found for run in runs for name in run):
+        labels = [[run.get(facet, "") for run in runs] for runs in found]
         if len(set().union(*labels) - {""}) > 1:
-            facets.setdefault(_mixed("", samples, labels)[0], []).append(facet)
-    return [f"runs in more than one stratum, by {', '.join(names)}{told}" for told, names in facets.items()]
+            apart.setdefault(_mixed("", samples, labels)[0], []).append(facet)
+    return [f"runs in more than one stratum, by {', '.join(names)}{told}" for told, names in apart.items()]
 
 
 def proven_equal(sample: Sample) -> str:

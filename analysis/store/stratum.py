@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -41,17 +41,22 @@ class Stratum:
             return self.code["*"]
         return hashlib.sha256(json.dumps(sorted(self.code.items())).encode()).hexdigest()[:8]
 
-    @property
-    def facets(self) -> dict[str, str]:
+    def facets(self, by_part: bool = True) -> dict[str, str]:
         """All by name. A part of the code that only one of two runs has sets them not apart."""
         place = {"device": self.device, "processor": self.processor, "torch": self.torch}
         place |= {"threads": str(self.threads)} if self.on_cpu else {}
-        return place | {f"code of {name}": digest for name, digest in self.code.items()}
+        code = {f"code of {name}": digest for name, digest in self.code.items()}
+        return place | (code if by_part else {"code": self.code_digest})
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether it is known part by part; a line of text keeps a digest of the whole code alone."""
+        return "*" not in self.code
 
     def differs(self, other: Stratum) -> list[str]:
         """Names of the facets in which runs of the two cannot be compared."""
-        theirs = other.facets
-        return [name for name, value in self.facets.items() if theirs.get(name, value) != value]
+        mine, theirs = facets([self, other])
+        return [name for name, value in mine.items() if theirs.get(name, value) != value]
 
     def changed_files(self, other: Stratum) -> list[str]:
         """Files whose meaning is another here than there, with the definitions: ``blocks/norm.py (RMSNorm)``."""
@@ -79,6 +84,12 @@ class Stratum:
             ValueError: for any other text.
         """
         return _parse(text)
+
+
+def facets(strata: Sequence[Stratum]) -> list[dict[str, str]]:
+    """The facets of each, by which they are compared: part by part, where all of them are known so."""
+    by_part = all(stratum.has_parts for stratum in strata)
+    return [stratum.facets(by_part) for stratum in strata]
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
 from llama_variants.config import ModelConfig
-from llama_variants.errors import ConfigError, M, Problem, StrictModel, check
+from llama_variants.errors import ConfigError, M, Problem, StrictModel, check, show
 from llama_variants.registry import ComponentConfig
 from llama_variants.types import OBSERVES, bearing
 from runners.data.config import DataConfig
@@ -88,12 +88,17 @@ def read_eval(data: Any) -> tuple[EvalConfig | None, list[Problem]]:
     """The evaluation of a mapping, and every problem found. A probe's key is its type."""
     if not isinstance(data, Mapping) or not isinstance(probes := data.get("probes"), Mapping):
         return check(EvalConfig, data)
-    read, problems = {}, []
+    read: dict[str, ProbeConfig | None] = {}
+    problems: list[Problem] = []
     for name, settings in probes.items():
-        given = {"type": name, **settings} if isinstance(settings, Mapping) else settings
-        read[str(name)], found = PROBE.read(given)
+        if isinstance(settings, Mapping) and settings.get("type", name) != name:
+            problem = Problem(path=("type",), received=show(settings["type"]), allowed=f"{name!r}, which is its key")
+            read[str(name)], found = None, [problem]
+        else:
+            given = {**settings, "type": name} if isinstance(settings, Mapping) else settings
+            read[str(name)], found = PROBE.read(given)
         problems += [problem.under(("probes", str(name))) for problem in found]
-    if not any(probe.judged for probe in read.values() if probe):
+    if "loss" not in read:
         problems.append(
             Problem(
                 path=("probes",),
@@ -170,7 +175,8 @@ class Recipe:
             "model": self.model.identity(),
             "data": self.data.identity(),
             "train": bearing(self.train, _plain(self.train))
-            | {name: getattr(self.train, name).identity() for name in ("optimizer", "schedule")},
+            | {name: getattr(self.train, name).identity() for name in ("optimizer", "schedule")}
+            | {"batch_size": self.train.batch_size},  # what the fields come to
             "eval": bearing(self.eval, _plain(self.eval)),
             "semantics": {"loop": SEMANTICS, **self.model.semantics, **self._semantics()},
         }

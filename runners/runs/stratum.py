@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import runners
-from analysis.store.stratum import Stratum
+from analysis.store.stratum import Stratum, facets
+from llama_variants.blocks.attention import visible
 from llama_variants.meaning import class_meaning, digest, module_meaning
 from llama_variants.registry import FAMILIES
 from runners.planning.components import OPTIMIZER, PROBE, SCHEDULE
@@ -18,6 +19,7 @@ from runners.runs.proofs import proven
 WHOLE = {
     "model": ("llama_variants.model",),
     "data": ("runners.data.batches",),
+    "evaluation": ("runners.evaluation.subject",),
     "training": tuple(
         f"runners.training.{file.stem}"
         for file in sorted((Path(runners.__file__).parent / "training").glob("[!_]*.py"))
@@ -42,7 +44,7 @@ NOT_EXECUTED = {
     "llama_variants.types": "as config",
     "runners": "the rest carries runs out, writes them down, and reports",
     "runners.data": "the tokens that it makes have a fingerprint of their own, beside the stratum",
-    "runners.evaluation": "observes; of the probes that are judged what their classes need",
+    "runners.evaluation": "of the probes that are judged what their classes need; the others observe",
     "runners.planning": "as config",
     "runners.runs": "files; that a resume changes no bit is tested, not assumed",
     "runners.training": "names only",
@@ -75,6 +77,7 @@ def executed(recipe: Recipe) -> dict[str, dict[str, str]]:
     parts = {}
     for part, modules in WHOLE.items():
         parts[part] = {name: one for module in modules for name, one in module_meaning(module).items()}
+    parts["model"] |= class_meaning(visible, apart=APART)  # all that model.py takes out of a block's file
     skip = (*(module for modules in WHOLE.values() for module in modules), "llama_variants.errors")
     for registry, name in used:
         parts[f"{registry.family}.{name}"] = class_meaning(registry[name], apart=APART, skip=skip)
@@ -85,7 +88,8 @@ def told(before: Stratum, now: Stratum) -> str:
     """In what a run that was made before differs from one made now, in words; "" where they can be compared."""
     names = proven(before).differs(proven(now))
     place = [name for name in names if not name.startswith("code of ")]
-    words = [f"{name} {before.facets[name]} (now {now.facets[name] or 'none'})" for name in place]
+    then, here = facets([before, now])
+    words = [f"{name} {then[name] or 'none'} (now {here[name] or 'none'})" for name in place if name in here]
     if parts := [name.removeprefix("code of ") for name in names if name not in place]:
         files = now.changed_files(before) if before.definitions else []
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""

@@ -89,3 +89,16 @@ def test_every_name_is_there_without_being_imported():
         llama_variants.LlamaForCasualLM  # noqa: B018
     with pytest.raises(ImportError):
         from llama_variants import LlamaForCasualLM  # noqa: F401
+
+
+def test_looking_for_transformers_module_and_importing_it_anew_lose_nothing():
+    code = (
+        "import llama_variants, importlib, importlib.util\n"
+        "name = 'transformers.models.auto.configuration_auto'\n"
+        "importlib.util.find_spec(name)\n"
+        "from transformers import AutoConfig\n"
+        "print(AutoConfig.for_model('llama_variant').model_type)\n"
+        "import sys\n"
+        "print(type(importlib.reload(sys.modules[name]).AutoConfig.for_model('llama_variant')).__name__)\n"
+    )
+    assert fresh(code).split() == ["llama_variant", "LlamaVariantConfig"]

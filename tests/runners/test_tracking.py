@@ -207,7 +207,9 @@ def test_a_proof_that_comes_later_makes_old_runs_count_and_the_report_says_so(pl
     for place, run in enumerate(plan.runs()):
         folder = RunFolder(ROOT, run.key)
         folder.create(run.recipe, run.seed)
-        folder.begin(Stratum(device="cpu-x", threads=1, code={"norm.rms": "old" if place % 2 else "new"}), {}, "data")
+        folder.begin(
+            Stratum(device="cpu-x", torch="2", threads=1, code={"norm.rms": "old" if place % 2 else "new"}), {}, "data"
+        )
         folder.log(30, dict.fromkeys(FINAL, 3.0 + 0.01 * place) | SPEED)
         folder.end("FINISHED")
 
@@ -219,7 +221,8 @@ def test_a_proof_that_comes_later_makes_old_runs_count_and_the_report_says_so(pl
         return compare(load_runs(design), design).set_index("arm")
 
     assert "runs in more than one stratum, by code of norm.rms" in judged().loc["theta_100", "why"]
-    Path(proofs.FILE).write_text(json.dumps([{"parts": {"norm.rms": ["old", "new"]}}]))
+    proof = proofs.Proof(platform="cpu-x-torch2", losses=40, old="1", new="2", parts={"norm.rms": ["old", "new"]})
+    proofs.FILE.write_text(json.dumps([proof.model_dump()]))
     row = judged().loc["theta_100"]
     assert row["verdict"] not in ("invalid", "")
     assert "other code of norm.rms, proven equal by the golden losses" in row["flags"]

@@ -104,3 +104,34 @@ def test_a_plugin_s_probe_is_logged_and_one_that_is_not_declared_fails_at_once(p
         assert rows == []  # not even the first step's
     else:
         assert rows[-1]["metrics"]["final/val_windows"] == rows[-1]["metrics"]["val/windows"] == 16.0
+
+
+@pytest.mark.parametrize(
+    ("probes", "says"),
+    [
+        (
+            {"loss": {}, "a": {"type": "loss"}},
+            ["probes.a.type: received 'loss' (text); allowed: 'a', which is its key"],
+        ),
+        ({"loss": {"type": "loss_by_domain"}}, ["probes.loss.type: received 'loss_by_domain' (text)"]),
+        ({"los": {}}, ["did you mean 'loss'?", "`loss` among them"]),
+        ({"loss": None}, ["probes.loss: received nothing; allowed: a mapping"]),
+        (["loss"], ["probes: received ['loss']; allowed: a mapping"]),
+        ({"loss_by_domain": {}}, ["`loss` among them: it is judged"]),
+    ],
+)
+def test_probes_that_cannot_be_are_refused(probes, says):
+    _, problems = read_eval({"every_steps": 1, "num_windows": 1, "probes": probes})
+    told = "\n".join(map(str, problems))
+    assert all(words in told for words in says), told
+    assert ("`loss` among them" in told) == any("among them" in words for words in says)
+
+
+def test_too_few_validation_windows_are_found_before_the_first_step(project, monkeypatch):
+    monkeypatch.chdir(project)
+    _, recipe = load_base(Path("experiments/base/micro.yaml"))
+    run = new_run(project, replace(recipe, eval=recipe.eval.model_copy(update={"num_windows": 100_000})))
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
+    assert run.status.state == "FAILED"
+    assert "not 100,000" in run.status.reason
+    assert run.rows()[0] == []

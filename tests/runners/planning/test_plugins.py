@@ -99,7 +99,7 @@ def test_workers_train_it_and_an_edit_trains_it_again(cli, plugged):
     assert len(list(plugged.glob("runs/*/config.yaml"))) == 6
     assert "6 runs, 0 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
     with (plugged / "experiments/my_blocks.py").open("a") as file:
-        file.write("# an edit\n")
+        file.write("EDITED = True\n")
     # The three that use it are to be made again; the control, its check and the other variant stand.
     assert "6 runs, 3 left" in cli("plan", "experiments/plugged.yaml", "--seeds", 1).stdout
 

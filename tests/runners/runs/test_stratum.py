@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.store.stratum import Stratum
+from llama_variants import ConfigError
 from runners.planning.bases import find_file, load_base
 from runners.runs.proofs import proven
 from runners.runs.stratum import NOT_EXECUTED, WHOLE, stratum, told
@@ -28,10 +29,11 @@ import json, sys
 from pathlib import Path
 from runners.planning.bases import find_file, load_base
 from runners.runs.stratum import executed
-from llama_variants.meaning import digest
+from llama_variants.meaning import digest, forget
 _, recipe = load_base(find_file("base", "tiny"))
 for line in sys.stdin:  # files and the texts that they have for the moment
     texts = json.loads(line)
+    forget()
     before = {file: Path(file).read_text() for file in texts}
     for file, text in texts.items():
         Path(file).write_text(text)
@@ -106,6 +108,11 @@ def test_what_computes_nothing_leaves_the_code_alone(code_after):
         (("runners/training/optimizers/adamw.py", '"weight_decay": 0.0', '"weight_decay": 0.1'), "optimizer.adamw"),
         (("runners/training/optimizers/base.py", r"p\.dim\(\) >= 2", "p.dim() >= 3"), "optimizer.adamw"),
         (("runners/training/schedules/wsd.py", r"step \+ 1", "step + 2"), "schedule.wsd"),
+        (
+            ("runners/evaluation/subject.py", r"windows\(self\.num_windows", "windows(2 * self.num_windows"),
+            "evaluation",
+        ),
+        (("llama_variants/blocks/attention.py", r"def visible\(", "Z = 1\n\n\ndef visible(*, z=Z, "), "model"),
         (("runners/evaluation/loss.py", "found.loss_nats,", "2 * found.loss_nats,"), "probe.loss"),
         (("runners/data/batches.py", r"\Z", "\nX = 1\n"), "data"),
         (("llama_variants/model.py", "IGNORED = -100", "IGNORED = -101"), "model"),
@@ -203,18 +210,52 @@ def test_what_changed_is_told_by_its_file():
     assert told(replace(now, threads=2), now) == "threads 2 (now 1)"
 
 
-parts = st.dictionaries(st.sampled_from(["model", "norm.rms", "training"]), st.sampled_from("abcd"), min_size=1)
+digests = st.sampled_from("abcde")
+PLACE = {"device": "cpu-x", "processor": "p", "torch": "2.13.0+cpu"}
 
 
-@given(code=parts, chain=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=5))
-def test_a_proof_joins_old_and_new_and_nothing_else(tmp_path_factory, code, chain):
-    file = tmp_path_factory.mktemp("proofs") / "proofs.json"
-    assert proven(Stratum(code=code), file) == Stratum(code=code)
-    file.write_text(json.dumps([{"parts": {"norm.rms": pair}} for pair in chain]))
-    once = proven(Stratum(code=code), file)
-    assert {part for part in code if once.code[part] != code[part]} <= {"norm.rms"}
-    assert set(once.proven) == {part for part in code if once.code[part] != code[part]}
+def proofs(file: Path, chain: list[tuple[str, str]], platform: str = "cpu-x-p-torch2.13.0") -> Path:
+    head = {"platform": platform, "losses": 40, "old": "1", "new": "2"}
+    file.write_text(json.dumps([head | {"parts": {"norm.rms": pair}} for pair in chain]))
+    return file
+
+
+@given(chain=st.lists(st.tuples(digests, digests), max_size=6), others=st.dictionaries(st.just("model"), digests))
+def test_proofs_join_what_they_connect_and_nothing_else(tmp_path_factory, chain, others):
+    """Forks, chains and circles: two digests count as one exactly where pairs lead from one to the other."""
+    file = proofs(tmp_path_factory.mktemp("proofs") / "proofs.json", chain)
+    groups: list[set[str]] = [{digest} for digest in "abcde"]
+    for pair in chain:
+        joined = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in joined] + [set().union(*joined)]
+    for a in "abcde":
+        for b in "abcde":
+            first, second = (Stratum(**PLACE, code={"norm.rms": x, **others}) for x in (a, b))
+            alike = any({a, b} <= group for group in groups)
+            assert (proven(first, file) == proven(second, file)) == alike, (a, b, chain)
+            assert proven(first, file).code.get("model") == others.get("model")
     for old, new in chain[-1:]:
-        joined = [proven(Stratum(code={"norm.rms": digest}), file) for digest in (old, new)]
-        if len({o for o, _ in chain}) == len(chain) and not {n for _, n in chain} & {o for o, _ in chain}:
-            assert joined[0] == joined[1]
+        assert proven(Stratum(**PLACE, code={"norm.rms": old}), file).code["norm.rms"] == new
+
+
+def test_a_proof_counts_where_it_was_made(tmp_path):
+    file = proofs(tmp_path / "proofs.json", [("a", "b")])
+    for elsewhere in ({"device": "NVIDIA-H200"}, {"processor": "q"}, {"torch": "2.14.0"}):
+        made = Stratum(**PLACE | elsewhere, code={"norm.rms": "a"})
+        assert proven(made, file) == made
+    assert proven(Stratum(**PLACE, code={"norm.rms": "a"}), file).proven == ("norm.rms",)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '[{"parts": null}]', ""])
+def test_a_damaged_file_of_proofs_is_named(tmp_path, text):
+    file = tmp_path / "proofs.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"proofs.json: .*; allowed: what `make golden-equal` wrote"):
+        proven(Stratum(code={"model": "a"}), file)
+
+
+def test_a_bare_digest_of_the_code_is_not_equal_to_every_code():
+    whole = Stratum(**PLACE, code={"norm.rms": "a"})
+    line = Stratum.parse(str(whole))
+    assert line.differs(whole) == whole.differs(line) == []
+    assert line.differs(Stratum(**PLACE, code={"norm.rms": "b"})) == ["code"]

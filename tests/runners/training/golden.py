@@ -77,12 +77,9 @@ class Suite:
         torch.set_num_threads(threads)
         return [row["train/loss"] for row in rows] + [rows[-1]["final/val_loss"]]
 
-    def code(self) -> dict[str, str]:
-        """The digest of each part of the code that the suite executes."""
-        parts: dict[str, Mapping[str, str]] = {}
-        for name in NAMES:
-            parts |= executed(self.recipe(name))
-        return {part: digest(meaning) for part, meaning in sorted(parts.items())}
+    def code(self, name: str) -> dict[str, str]:
+        """The digest of each part of the code that one of ``NAMES`` executes."""
+        return {part: digest(meaning) for part, meaning in executed(self.recipe(name)).items()}
 
 
 def record() -> dict[str, Any]:
@@ -94,7 +91,8 @@ def record() -> dict[str, Any]:
             print(f"\r{i}/{len(NAMES)} {name:<40}", end="", file=sys.stderr, flush=True)
             losses[name] = suite.losses(name)
         print(file=sys.stderr)
-        return {"platform": platform_tag(torch.device("cpu")), "losses": losses, "code": suite.code()}
+        code = {name: suite.code(name) for name in NAMES}
+        return {"platform": platform_tag(torch.device("cpu")), "losses": losses, "code": code}
 
 
 if __name__ == "__main__":
