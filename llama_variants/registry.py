@@ -162,7 +162,7 @@ class Registry(Generic[T]):
         """
 
         def enter(cls: type[T]) -> type[T]:
-            what = f"{self.family} block {name!r}"
+            what = f"{self.family}{' block' if issubclass(self.config, BlockConfig) else ''} {name!r}"
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"{_place(cls)}: {what}: a name has lower-case letters, digits and underscores")
             module, _, base = self.base.rpartition(".")
@@ -175,7 +175,7 @@ class Registry(Generic[T]):
                 raise TypeError(f"{_place(cls)}: {what} needs a Config of its own; this is the one of {config.type!r}")
             if issubclass(config, BlockConfig) and config.cost is BlockConfig.cost:
                 raise TypeError(f"{_place(cls)}: {what} needs a cost() in its Config, or FreeConfig for one without")
-            if name in self._own:
+            if name in self._entries:  # of this project too, imported now if it was not yet
                 raise ValueError(f"{what} is registered twice: {_place(self._own[name])} and {_place(cls)}")
             config.type = name
             self._own[name] = cls

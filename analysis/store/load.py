@@ -26,7 +26,7 @@ RUN_COLUMNS = (
     *("started", "ended", "invalid", "reason", "finished"),
 )
 CURVE_COLUMNS = ("run_key", "arm", "seed", "metric", "step", "tokens", "value")
-FINAL_METRICS = tuple(key for key in schema.METRICS if key.startswith("final/"))
+FINAL_METRICS = tuple(key for key in schema.METRICS if key.startswith("final/") and not key.endswith("*"))
 
 _PAGE = 1000
 _REQUESTS_AT_ONCE = 8  # a server's round trips overlap; a local database neither gains nor loses

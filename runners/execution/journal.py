@@ -50,7 +50,7 @@ class Journal:
         evaluates = step % self._eval_every == 0 or training.done
         if step % self._log_every == 0 or step == 1 or evaluates:
             self._log(training, evaluates)
-        self._save(training)
+        self._save_or_stop(training)
 
     def _log(self, training: Training, evaluates: bool) -> None:
         metrics = training.metrics()
@@ -77,7 +77,7 @@ class Journal:
         if unknown := undeclared(metrics, self._declared):
             raise KeyError(f"logged but not declared, in analysis/store/schema.py or by a probe: {', '.join(unknown)}")
 
-    def _save(self, training: Training) -> None:
+    def _save_or_stop(self, training: Training) -> None:
         checkpoints, world, step = self.checkpoints, training.world, training.progress.step
         signum, saves = world.most(self.stop.signum or 0, world.first and checkpoints.due())
         leaves = bool(signum) or step == self.stop_after

@@ -7,7 +7,7 @@ table below says where each of ours is; only what a recipe names is imported. A 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import NonNegativeInt
@@ -69,6 +69,17 @@ class ComponentRegistry(Registry[T]):
         """Names of ours, and of those that plugins have registered."""
         return [*dict.fromkeys((*COMPONENTS[self.family], *self._entries))]
 
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """As :meth:`Registry.register`; a name of this project is taken, imported or not."""
+        enter = super().register(name)
+
+        def after_ours(cls: type[T]) -> type[T]:
+            if (module := COMPONENTS[self.family].get(name)) and module != cls.__module__:
+                importlib.import_module(module)
+            return enter(cls)
+
+        return after_ours
+
     def __getitem__(self, name: str) -> type[T]:
         if name not in self._entries and (module := COMPONENTS[self.family].get(str(name))):
             importlib.import_module(module)
@@ -76,6 +87,8 @@ class ComponentRegistry(Registry[T]):
 
 
 # Any: each family asks more of its members than their base class says.
-OPTIMIZER: ComponentRegistry[Any] = ComponentRegistry("optimizer", "torch.optim.Optimizer", OptimizerConfig)
+OPTIMIZER: ComponentRegistry[Any] = ComponentRegistry(
+    "optimizer", "runners.training.optimizers.base.RecipeOptimizer", OptimizerConfig
+)
 SCHEDULE: ComponentRegistry[Any] = ComponentRegistry("schedule", "builtins.object", ScheduleConfig)
 PROBE: ComponentRegistry[Any] = ComponentRegistry("probe", "builtins.object", ProbeConfig)

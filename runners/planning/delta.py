@@ -7,7 +7,7 @@ from dataclasses import replace
 from llama_variants.config import read
 from llama_variants.errors import Problem
 from runners.planning.files import Delta
-from runners.planning.plugins import try_out
+from runners.planning.plugins import try_out, try_out_recipe
 from runners.planning.recipe import Recipe, read_train
 
 
@@ -22,7 +22,7 @@ def merge(base: Recipe, delta: Delta) -> tuple[Recipe | None, list[Problem]]:
     recipe = replace(base, model=model, train=train)
     problems += list(recipe.problems())
     if not problems and recipe.plugins:
-        problems += [problem.under(("model",)) for problem in try_out(model)]
+        problems += [problem.under(("model",)) for problem in try_out(model)] + try_out_recipe(recipe)
     return recipe, problems
 
 

@@ -5,29 +5,28 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_variants.errors import Problem
+from llama_variants.meaning import OURS
 from llama_variants.registry import FAMILIES
 from runners.planning.components import OPTIMIZER, PROBE, SCHEDULE
 
 if TYPE_CHECKING:
     from llama_variants import ModelConfig
+    from runners.planning.recipe import Recipe
 
 
 def import_plugins(names: Sequence[str], folder: Path) -> list[Problem]:
-    """Import modules that register blocks, and say what is wrong with those that cannot be.
+    """Import modules that register components, and say what is wrong with those that cannot be.
 
     ``folder`` joins the path last: a file beside an experiment hides nothing that is installed. Worker processes
     inherit the path and import by name.
     """
-    if not names:
-        return []
-    # This project's own blocks first: a plugin's are told from them, and may derive from them.
-
-    if str(folder.resolve()) not in sys.path:
+    if names and str(folder.resolve()) not in sys.path:
         sys.path.append(str(folder.resolve()))
     problems = []
     for i, name in enumerate(names):
@@ -81,6 +80,67 @@ def try_out(model: ModelConfig, seq_len: int = 16) -> list[Problem]:
         for what, tolerance in (("parameters", 0), ("FLOPs", 0.01))
         if abs(stated[what] - counted[what]) > tolerance * counted[what]
     ]
+
+
+def try_out_recipe(recipe: Recipe) -> list[Problem]:
+    """What is wrong with somebody else's optimizer, schedule or probes in a recipe, as far as a moment shows it.
+
+    An optimizer makes steps on a small model, of which ``found_inf`` forbids all but the first; a schedule says its first
+    and its last rate; a probe has to declare what it measures.
+    """
+    train = recipe.train
+    trials: list[tuple[tuple[str, ...], type, Callable[[], str]]] = [
+        (("train", "optimizer"), OPTIMIZER[train.optimizer.type], lambda: _try_optimizer(recipe)),
+        (("train", "schedule"), SCHEDULE[train.schedule.type], lambda: _try_schedule(recipe)),
+        *((("eval", "probes", name), PROBE[name], partial(_try_probe, PROBE[name])) for name in recipe.eval.probes),
+    ]
+    problems = []
+    for path, cls, trial in trials:
+        if cls.__module__.partition(".")[0] in OURS:
+            continue
+        try:
+            fault = trial()
+        except Exception as error:  # whatever a component of somebody else's may raise
+            fault = f"which raises {_say(error)}"
+        if fault:
+            allowed = "a component that works as CONTRIBUTING.md says"
+            problems.append(Problem(path=path, received=f"{cls.__name__}, {fault}", allowed=allowed))
+    return problems
+
+
+def _try_optimizer(recipe: Recipe) -> str:
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        optimizer = OPTIMIZER[recipe.train.optimizer.type](recipe.train.optimizer, model)
+        optimizer.state_numel()
+        grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if sorted(grouped) != sorted(map(id, model.parameters())):
+            return "whose groups do not hold each parameter once"
+        for found_inf, gradient in ((0.0, 1.0), (1.0, 1.0), (1.0, float("nan"))):
+            before = [p.detach().clone() for p in model.parameters()]
+            for p in model.parameters():
+                p.grad = torch.full_like(p, gradient)
+            optimizer.set_lr(recipe.train.lr)
+            optimizer.found_inf = torch.tensor(found_inf)
+            optimizer.step()
+            kept = all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+            if found_inf and not kept:
+                return "which steps although found_inf is 1"
+    return ""
+
+
+def _try_schedule(recipe: Recipe) -> str:
+    schedule = SCHEDULE[recipe.train.schedule.type](recipe.train.schedule, recipe.train.num_steps)
+    rates = [schedule(step) for step in (0, recipe.train.num_steps - 1)]
+    wrong = [rate for rate in rates if not (isinstance(rate, float | int) and rate >= 0)]
+    return f"whose rate is {wrong[0]!r}" if wrong else ""
+
+
+def _try_probe(cls: type) -> str:
+    return "" if isinstance(getattr(cls, "metrics", None), Mapping) else "which declares no `metrics`"
 
 
 def _say(error: BaseException) -> str:

@@ -81,7 +81,15 @@ class EvalConfig(StrictModel):
 
 def read_train(data: Any, base: TrainConfig | None = None) -> tuple[TrainConfig | None, list[Problem]]:
     """The recipe of a mapping, over the ``base``'s where there is one, and every problem found."""
-    return _read(TrainConfig, data, base, {"optimizer": OPTIMIZER, "schedule": SCHEDULE})
+    families = {"optimizer": OPTIMIZER, "schedule": SCHEDULE}
+    config, problems = _read(TrainConfig, data, base, families)
+    for i, problem in enumerate(problems):  # a field of a component, one level too high
+        for family, registry in families.items() if len(problem.path) == 1 else ():
+            key, used = str(problem.path[0]), getattr(base or config, family, None)
+            fields = type(used).model_fields if used else registry.config_class(registry.names[0]).model_fields
+            if problem.received == f"unknown key {key!r}" and key in fields:
+                problems[i] = replace(problem, allowed=f"a field of the {family}: `{family}: {{{key}: …}}`")
+    return config, problems
 
 
 def read_eval(data: Any) -> tuple[EvalConfig | None, list[Problem]]:
@@ -97,6 +105,8 @@ def read_eval(data: Any) -> tuple[EvalConfig | None, list[Problem]]:
         else:
             given = {**settings, "type": name} if isinstance(settings, Mapping) else settings
             read[str(name)], found = PROBE.read(given)
+            # What names a probe is its key.
+            found = [replace(one, path=()) if one.path == ("type",) and name not in PROBE else one for one in found]
         problems += [problem.under(("probes", str(name))) for problem in found]
     if "loss" not in read:
         problems.append(

@@ -1,1 +1,1 @@
-"""The numerics: everything that can change a bit of a run's losses, and nothing else."""
+"""What a training step computes, and the gates that guard it."""

@@ -47,8 +47,9 @@ def train(
         seed: see above.
         corpus: the recipe's.
         device: where to compute.
-        on_step: called after every step; logs, evaluates, saves and stops by raising. It changes nothing here.
-        say: takes a line for people.
+        on_step: called after every step; logs, evaluates, saves, and stops by raising. Of a real run it is the
+            ``Journal`` of `runners/execution/journal.py`. It changes nothing here.
+        say: takes a line for events.log and the terminal.
         micro_batch: windows that go through the model at a time; as many as fit into memory when None.
         compile_mode: whether to compile: on, off, or auto, which is as ``checkpoint`` has it, else on a GPU.
         checkpoint: where to resume.
@@ -68,13 +69,13 @@ def train(
         model, optimizer, progress = run.model, run.optimizer, run.progress
         schedule = SCHEDULE[config.schedule.type](config.schedule, config.num_steps)
         parallel, parameters = world.wrap(model, device), list(model.parameters())
-        watch, first = gates.GradientWatch(model), progress.step
+        watch, first_step = gates.GradientWatch(model), progress.step
         not_finite = torch.zeros((), device=device)  # becomes 1 with the first bad step, and stays
         model.train()
         gc.freeze()  # what is there stays to the end: no need to search it for garbage again and again
         run.start_clock()
 
-        for step in range(first, config.num_steps):
+        for step in range(first_step, config.num_steps):
             lr = config.lr * schedule(step)
             optimizer.set_lr(lr)
             batch = run.batch(step)
@@ -86,7 +87,7 @@ def train(
             progress.micro_batch, loss = memory.largest_that_fits(
                 progress.micro_batch, attempt, say, retry=world.size == 1
             )
-            watch.after_backward(step - first)
+            watch.after_backward(step - first_step)
             grad_norm, not_finite = update(parameters, optimizer, loss, config.max_grad_norm, not_finite)
             run.record(loss, grad_norm, lr)
             on_step(run)

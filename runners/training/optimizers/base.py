@@ -11,21 +11,21 @@ from torch import Tensor, nn
 class RecipeOptimizer(torch.optim.Optimizer):
     """An optimizer that a recipe can name: its class says how it groups a model's parameters.
 
-    Each of ``param_groups`` has a ``rate``: its learning rate is so many times the recipe's at every step. A step for
-    which ``found_inf`` is 1 changes no parameter and no state; whether it is stays on the device, so that nothing waits
-    for it.
+    A group of ``param_groups`` may have a ``rate``: its learning rate is so many times the recipe's at every step. The
+    loop sets ``found_inf`` before each step: where it is 1, :meth:`step` changes no parameter and no state, and whether
+    it is stays on the device, so that nothing waits for it.
     """
 
     found_inf: Tensor
 
     def state_numel(self) -> int:
         """Numbers in float32 that its state will hold once it has stepped: room that a micro-batch has to leave."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} lacks state_numel(): how many numbers its state holds")
 
     def set_lr(self, lr: float) -> None:
         """Give each group its share of the step's learning rate."""
         for group in self.param_groups:
-            group["lr"] = lr * group["rate"]
+            group["lr"] = lr * group.get("rate", 1.0)
 
 
 def matrices_and_vectors(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -279,7 +279,7 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
         (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {a: wrose}\n", "'same', 'worse' or 'better'"),
         (HEAD + "variants: {a: {model: {rotary: {theta: true}}}}\n", "received True"),
         (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a valid number"),
-        (HEAD + "variants: {a: {model: [1]}}\n", "dictionary"),
+        (HEAD + "variants: {a: {model: [1]}}\n", "mapping"),
         (HEAD + THETA + "paired: true\n", "5 or more seeds of a variant, and no more than the control's 3"),
         (HEAD + THETA + "paired: true\nseeds: {control: 5, variant: 6}\n", "received variants with 6"),
         (HEAD + THETA + "confirm: {variants: [b]}\n", "unknown variant 'b'"),
@@ -352,7 +352,7 @@ def test_budgets_are_the_control_on_other_numbers_of_tokens(project):
 
 @pytest.mark.parametrize(
     ("budgets", "says"),
-    [("[1]", "other than 1"), ("[2, 2]", "once"), ("[0.07]", "warmup"), ("[17]", "16"), ("2", "tuple")],
+    [("[1]", "other than 1"), ("[2, 2]", "once"), ("[0.07]", "warmup"), ("[17]", "16"), ("2", "list of values")],
 )
 def test_impossible_budgets_are_refused(project, budgets, says):
     file = edit(

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_variants import ConfigError
+from llama_variants import ConfigError, meaning
 from llama_variants.errors import check
 from llama_variants.registry import ATTENTION, FAMILIES
+from runners.planning.components import OPTIMIZER, SCHEDULE
 from runners.planning.files import ExperimentFile
 from runners.planning.plan import load_plan
 from tests.conftest import ROOT
@@ -56,7 +57,7 @@ def contributing() -> str:
     """The documented example as a module: the imports and the class of CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     codes = [textwrap.dedent(code) for code in re.findall(r"```python\n(.*?) *```", text, flags=re.DOTALL)]
-    block, imports, attention = codes
+    block, imports, attention, _ = codes
     assert block.startswith("@MLP.register")
     return "\n\n".join((imports, block, attention))
 
@@ -267,6 +268,7 @@ def test_what_a_plugin_imports_from_beside_it_is_part_of_its_identity(plugged, f
     _, first = fixed(1.0, 1.0)
     (helper,) = (plugged / "plans").glob("fixed_helper_*.py")
     helper.write_text("SCALE = 2.0\n")
+    meaning.forget()  # as a new process would
     assert ATTENTION.version(helper.stem.replace("helper_", "")) != first
 
 
@@ -276,41 +278,8 @@ def test_a_second_module_of_the_same_name_is_not_taken_for_the_first(fixed):
         fixed(1.0, 1.0, folder="elsewhere", name="twice")
 
 
-LION = '''
-from typing import Annotated
-
-import torch
-from pydantic import Field
-
-from runners.planning.components import OPTIMIZER, SCHEDULE, OptimizerConfig, ScheduleConfig
-from runners.training.optimizers.base import RecipeOptimizer
-
-
-@OPTIMIZER.register("lion")
-class Lion(RecipeOptimizer):
-    """Signs of a momentum. Source: arXiv:2302.06675."""
-
-    class Config(OptimizerConfig):
-        """``beta``: of the momentum."""
-
-        beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
-
-    def __init__(self, config, model):
-        self.beta = config.beta
-        super().__init__([{"params": list(model.parameters())}], {"lr": 0.0, "rate": 0.1})
-
-    def state_numel(self):
-        return sum(p.numel() for group in self.param_groups for p in group["params"])
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                keep = self.found_inf == 0
-                moved = self.beta * momentum + (1 - self.beta) * p.grad
-                momentum.copy_(torch.where(keep, moved, momentum))
-                p.copy_(torch.where(keep, p - group["lr"] * moved.sign(), p))
+FLAT = '''
+from runners.planning.components import SCHEDULE, ScheduleConfig
 
 
 @SCHEDULE.register("flat")
@@ -326,6 +295,42 @@ class Flat:
     def __call__(self, step):
         return 1.0
 '''
+LION = re.findall(r"```python\n(.*?) *```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)[-1] + FLAT
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "torch.where(keep, p - ",
+            "torch.where(keep | True, p - ",
+            "train.optimizer: received Lion, which steps although found_inf",
+        ),
+        ("def state_numel(self):", "def nothing(self):", "Lion lacks state_numel(): how many numbers its state holds"),
+        ("list(model.parameters())", "[model[0].weight]", "whose groups do not hold each parameter once"),
+        ("return 1.0", "return 'high'", "train.schedule: received Flat, whose rate is 'high'"),
+        ("(RecipeOptimizer)", "(torch.optim.SGD)", "optimizer 'lion' must derive from RecipeOptimizer"),
+        ('"lion"', '"adamw"', "optimizer 'adamw' is registered twice"),
+    ],
+)
+def test_parts_of_one_s_own_are_tried_out_before_a_run(project, monkeypatch, old, new, says):
+    assert old in LION
+    name = f"parts_{abs(hash(says))}"
+    (project / f"experiments/{name}.py").write_text(LION.replace(old, new))
+    (project / "experiments/lion.yaml").write_text(
+        f"name: lion\nversion: 1\nquestion: Do signs do?\nbase: micro\nplugins: [{name}]\n"
+        "variants: {lion: {train: {optimizer: {type: lion}, schedule: {type: flat}}}}\n"
+    )
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    importlib.invalidate_caches()
+    try:
+        with pytest.raises(ConfigError) as caught:
+            load_plan(Path("experiments/lion.yaml"))
+    finally:
+        for registry in (OPTIMIZER, SCHEDULE):
+            registry.forget(name)
+    assert says in str(caught.value)
 
 
 def test_an_optimizer_and_a_schedule_of_one_s_own_work_as_a_block_does(cli, project):
@@ -338,16 +343,16 @@ def test_an_optimizer_and_a_schedule_of_one_s_own_work_as_a_block_does(cli, proj
     assert done.returncode == 0, done.stderr + done.stdout
     (status,) = (json.loads(file.read_text()) for file in project.glob("runs/*/status.json"))
     assert {"optimizer.lion", "schedule.flat"} <= status["stratum"]["code"].keys()
-    assert "my_parts:Lion" in status["stratum"]["definitions"]
+    assert "my_parts" in status["stratum"]["definitions"]
     key = next(project.glob("runs/*/status.json")).parent.name
     edited = LION.replace("1 - self.beta", "1.0 - self.beta")
     (project / "experiments/my_parts.py").write_text(edited.replace("# ", "#  "))
     done = cli("train", "experiments/lion.yaml", "lion")
     assert done.returncode == 0, done.stderr
     assert len(list(project.glob("runs/*/status.json"))) == 2, key  # its source names its runs
-    wrong = (project / "experiments/lion.yaml").read_text().replace("type: lion", "type: lyon, beta: 2")
+    wrong = (project / "experiments/lion.yaml").read_text().replace("type: lion", "type: lyon, beta: two")
     (project / "experiments/lion.yaml").write_text(wrong)
     done = cli("plan", "experiments/lion.yaml")
     assert done.returncode == 2
     assert "did you mean 'lion'?" in done.stderr
-    assert "variants.lion.train.optimizer.beta: received 2" in done.stderr
+    assert "variants.lion.train.optimizer.beta: received 'two' (text)" in done.stderr
