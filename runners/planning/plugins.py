@@ -85,8 +85,8 @@ def try_out(model: ModelConfig, seq_len: int = 16) -> list[Problem]:
 def try_out_recipe(recipe: Recipe) -> list[Problem]:
     """What is wrong with somebody else's optimizer, schedule or probes in a recipe, as far as a moment shows it.
 
-    An optimizer makes steps on a small model, of which ``found_inf`` forbids all but the first; a schedule says its first
-    and its last rate; a probe has to declare what it measures.
+    An optimizer makes steps on a small model, of which ``found_inf`` forbids all but the first; a schedule says its
+    first and its last rate; a probe has to declare what it measures.
     """
     train = recipe.train
     trials: list[tuple[tuple[str, ...], type, Callable[[], str]]] = [
