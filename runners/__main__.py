@@ -1,5 +1,6 @@
 """`python -m runners VERB`: the only command line of the project."""
 
+import gc
 import sys
 
 try:
@@ -8,4 +9,6 @@ except KeyboardInterrupt:
     sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # the process ends: nothing needs to be searched for garbage once more
+    sys.exit(code)

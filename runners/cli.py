@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     stop = StopRequest(says=STOPPING if first and verb.trains_here else "")
     stop.install(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if verb.prints_only:
+        gc.disable()
     try:
         from llama_variants.errors import ConfigError  # with pydantic, which --help does without
 
@@ -64,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("stopped; the same command goes on with what is not done", file=sys.stderr)
         signum = getattr(stopped, "signum", signal.SIGINT)
         return 128 + signum if signum else 0
+    finally:
+        gc.enable()
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -48,6 +48,7 @@ VERB = verb(
     Options,
     blocks,
     add_arguments,
+    prints_only=True,
     summary="list the registered blocks",
     examples=("blocks", "blocks sliding_window", "blocks --markdown > llama_variants/blocks/README.md"),
 )

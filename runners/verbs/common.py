@@ -42,6 +42,7 @@ class Verb:
     carry_out: Callable[[argparse.Namespace, Context], int]  # returns the exit code
     aliases: tuple[str, ...] = ()
     trains_here: bool = False  # in this process, so that a first signal is answered here
+    prints_only: bool = False  # lives for a second, a third of which the garbage collector would take
 
 
 OptionsT = TypeVar("OptionsT", bound="DataclassInstance")
@@ -57,6 +58,7 @@ def verb(
     description: str = "",
     aliases: Sequence[str] = (),
     trains_here: bool = False,
+    prints_only: bool = False,
 ) -> Verb:
     """A verb whose ``handler`` gets ``options``, a dataclass whose fields are named as the parsed arguments are."""
 
@@ -71,6 +73,7 @@ def verb(
         carry_out=carry_out,
         aliases=tuple(aliases),
         trains_here=trains_here,
+        prints_only=prints_only,
     )
 
 

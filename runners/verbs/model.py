@@ -141,6 +141,7 @@ VERB = verb(
     Options,
     model,
     add_arguments,
+    prints_only=True,
     summary="show what a model is made of and what it costs",
     description="Show what a model is made of, layer by layer, and what it costs.",
     aliases=("doctor",),

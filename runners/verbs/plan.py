@@ -280,6 +280,7 @@ VERB = verb(
     Options,
     plan,
     add_arguments,
+    prints_only=True,
     summary="show what an experiment would run, what it costs and what it could see",
     examples=(
         "plan experiments/demo.yaml",

@@ -181,6 +181,7 @@ VERB = verb(
     Options,
     power,
     add_arguments,
+    prints_only=True,
     summary="show which effect how many seeds of a variant can show",
     examples=("power experiments/head_grouping.yaml", "power experiments/head_grouping.yaml --base tiny --effect 0.05"),
 )
