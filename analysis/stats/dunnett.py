@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import special
-
-from analysis.stats.roots import root
+from scipy import optimize, special
 
 _Z, _Z_WEIGHT = np.polynomial.hermite_e.hermegauss(128)
 _U, _U_WEIGHT = np.polynomial.legendre.leggauss(128)
@@ -62,4 +60,4 @@ def _critical_value(alpha: float, n_control: int, n_arms: tuple[int, ...], df: f
     def gap(t: float) -> float:
         return tail(t, n_control, n_arms, df) - alpha
 
-    return root(gap, one * 0.999, bonferroni * 1.001)
+    return float(optimize.brentq(gap, one * 0.999, bonferroni * 1.001))

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from analysis.stats import dunnett
 from analysis.stats.estimate import CONTROL_LEVEL, POOL_LEVEL, bartlett_p, control_p, own_level, t_quantile
-from analysis.stats.roots import root
 
 _DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
 
@@ -131,7 +130,7 @@ def noncentrality(critical: float, df: float = math.inf, power: float = 0.8) -> 
     def gap(effect: float) -> float:
         return 1 - float(special.nctdtr(df, effect, critical)) - power
 
-    return root(gap, 0.0, 4 * (critical + 6))
+    return float(optimize.brentq(gap, 0.0, 4 * (critical + 6)))
 
 
 def _check(sigma: float, n_control: int, n_arms: Sequence[int], alpha: float) -> None:
@@ -152,7 +151,7 @@ def _unit_effect(n_control: int, n_arms: tuple[int, ...], alpha: float, power: f
     most = 2.0
     while _unit_power(most, n_control, n_arms, alpha) < power:
         most *= 2
-    return root(lambda x: _unit_power(x, n_control, n_arms, alpha) - power, 0.0, most, xtol=1e-6)
+    return float(optimize.brentq(lambda x: _unit_power(x, n_control, n_arms, alpha) - power, 0.0, most, xtol=1e-6))
 
 
 @lru_cache(maxsize=256)
