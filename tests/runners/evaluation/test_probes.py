@@ -135,3 +135,18 @@ def test_too_few_validation_windows_are_found_before_the_first_step(project, mon
     assert run.status.state == "FAILED"
     assert "not 100,000" in run.status.reason
     assert run.rows()[0] == []
+
+
+def test_a_key_that_comes_up_later_undeclared_fails_too(project, monkeypatch):
+    """After the check of the first step, at the first evaluation."""
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    key = "'val/windows' if len(subject.evaluation.windows) == 1 else 'val/late'"
+    (project / "late_probe.py").write_text(PLUGIN.replace("KEY", key).replace("my_probe", "late_probe"))
+    _, base = load_base(Path("experiments/base/micro.yaml"))
+    __import__("late_probe")
+    run = new_run(project, probed(replace(base, plugins=("late_probe",)), late_probe={}))
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
+    assert run.status.state == "FAILED"
+    assert "val/late" in run.status.reason
+    assert max(row["step"] for row in run.rows()[0]) == 9
