@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 Path = tuple[str | int, ...]
 
@@ -43,12 +44,15 @@ class ConfigError(ValueError):
 
 
 def show(value: object) -> str:
-    """A received value as the user wrote it, with its type where that is what is wrong."""
-    if isinstance(value, str):
-        return f"{value!r} (text)" if value else "'' (empty text)"
+    """A received value as the user wrote it, with its type where that is what is wrong; a long one is cut short."""
     if value is None:
         return "nothing"
-    return repr(value)
+    written = repr(value)
+    if len(written) > 100:
+        written = f"{written[:90]}… ({len(written)} characters)"
+    if isinstance(value, str):
+        return f"{written} (text)" if value else "'' (empty text)"
+    return written
 
 
 def closest(name: str, available: Iterable[str]) -> str | None:
@@ -82,7 +86,12 @@ def check(cls: type[M], data: object, fallback: Mapping[str, Any] | None = None)
     try:
         return cls.model_validate(data), []
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        # A list counts as too short for pydantic when its values are wrong, which is said of each of them.
+        details = [
+            detail
+            for detail in error.errors(include_url=False)
+            if detail["type"] != "too_short" or len(detail["input"]) < detail["ctx"]["min_length"]
+        ]
     problems = [_problem(cls, detail) for detail in details]
     if not isinstance(data, Mapping):
         return None, problems
@@ -95,23 +104,62 @@ def check(cls: type[M], data: object, fallback: Mapping[str, Any] | None = None)
         return None, problems
 
 
+_ALLOWED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping, such as {{key: value}}",
+    "finite_number": "a finite number",
+    "float_type": "a finite number, such as 3e-4",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "int_type": "a whole number",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "missing": "a value: the key is required",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
+    "string_type": "text",
+    "too_long": "at most {max_length} values",
+    "too_short": "at least {min_length} values",
+    "tuple_type": "a list, such as [a, b]",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "a mapping with the key {discriminator}",
+    "value_error": "{error}",
+}
+"""Every kind of pydantic error that a field of ours can give, in a YAML writer's words."""
+
+
+def matching(pattern: str, words: str) -> AfterValidator:
+    """What text must look like: all of it matches ``pattern``, which is said in ``words``, with an example."""
+
+    def check_text(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(words)
+        return text
+
+    return AfterValidator(check_text)
+
+
 def _problem(cls: type[BaseModel], detail: Any) -> Problem:
     """One pydantic error in this project's words."""
-    path = tuple(detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return Problem(
-            path=path,
-            received=f"unknown key {str(path[-1])!r}",
-            allowed=one_of(str(path[-1]), _fields_at(cls, path[:-1])),
-        )
-    if detail["type"] == "missing":
-        return Problem(path=path, received="nothing", allowed="a value: the key is required")
-    allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    for theirs, ours in (("a valid dictionary", "a mapping"), ("a valid tuple", "a list of values")):  # YAML's words
-        allowed = allowed.replace(theirs, ours)
-    if detail["type"] == "model_type":
+    path, kind = tuple(detail["loc"]), detail["type"]
+    received = show(detail["input"])
+    if kind == "extra_forbidden":
+        name = str(path[-1])
+        return Problem(path=path, received=f"unknown key {name!r}", allowed=one_of(name, _fields_at(cls, path[:-1])))
+    if kind == "missing":
+        received = "nothing"
+    if path[-1:] == ("[key]",):
+        path, received = path[:-1], f"the name {detail['input']!r}"
+    if kind in ("model_type", "model_attributes_type"):
         allowed = "a mapping with keys out of " + ", ".join(_fields_at(cls, path))
-    return Problem(path=path, received=show(detail["input"]), allowed=allowed)
+    elif kind == "missing" and isinstance(path[-1], int):
+        path, received, allowed = path[:-1], f"a list of {path[-1]}", "one value more"
+    elif kind in _ALLOWED:
+        allowed = _ALLOWED[kind].format(**detail.get("ctx", {}))
+    else:
+        allowed = detail["msg"]
+    return Problem(path=path, received=received, allowed=allowed)
 
 
 def _fields_at(cls: type[BaseModel], path: Path) -> list[str]:

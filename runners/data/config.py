@@ -10,14 +10,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, Strict, StringConstraints, model_validator
+from pydantic import Field, PositiveInt, Strict, model_validator
 
-from llama_variants.errors import ConfigError, Problem, StrictModel
+from llama_variants.errors import ConfigError, Problem, StrictModel, matching
 
 PIPELINE_VERSION = 1
 """Raised whenever the same declaration gives other token bytes, so that old shards and old runs stop counting."""
 
-Pin = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+ sha256:[0-9a-f]{64}$")]
+Pin = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+ sha256:[0-9a-f]{64}",
+        "a wheel as 'name==version sha256:' and 64 hex digits, which `pip hash` prints",
+    ),
+]
 """One wheel: ``name==version sha256:digest``."""
 Pins = Annotated[tuple[Pin, ...], Strict(False), Field(min_length=1)]
 Globs = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
@@ -92,7 +98,7 @@ class FilesSource(StrictModel):
         return {"type": self.type, "text_field": self.text_field, **splits}
 
 
-HubSplit = Annotated[str, StringConstraints(pattern=r"^[\w.-]+(\[\d*:\d*\])?$")]
+HubSplit = Annotated[str, matching(r"[\w.-]+(\[\d*:\d*\])?", "a split's name, such as train or train[2000:50000]")]
 """A split of a dataset, or a run of its documents: ``train``, ``train[2000:50000]``."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Strict
 
 from analysis.store.schema import Expectation
-from llama_variants.errors import StrictModel
+from llama_variants.errors import StrictModel, matching
 from runners.data.config import DataConfig
 
 CONTROL = "control"
@@ -19,7 +19,13 @@ MLP_WIDTH = {"intermediate_size", "expansion"}  # the ways to write what `match:
 MAX_SEEDS = 200  # of an arm; their run keys go into one tag of the tracking store
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Name = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}",
+        "a name of up to 100 letters, digits, '_', '.' and '-', the first a letter or a digit, such as mlp_half",
+    ),
+]
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
@@ -43,7 +49,8 @@ def _each_once(modes: tuple[Mode, ...]) -> tuple[Mode, ...]:
     return modes
 
 
-Plugins = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...], Strict(False)]
+Module = Annotated[str, matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the name of a Python module, such as my_blocks")]
+Plugins = Annotated[tuple[Module, ...], Strict(False)]
 """Modules with components of one's own: installed, on the path, or beside the file that names them."""
 
 

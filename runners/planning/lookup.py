@@ -8,18 +8,23 @@ from typing import Literal
 from llama_variants.errors import ConfigError, Problem, one_of
 from runners.planning.strict_yaml import Document
 
+PROJECT = FilePath(__file__).parents[2]
+
 
 def find_file(kind: Literal["base", "data"], name: str, beside: FilePath | None = None) -> FilePath:
-    """The file of a base, or of data: in a folder ``kind`` under ``beside``, or in experiments/ of the current folder.
+    """The file of a base, or of data.
 
-    Raises ConfigError when neither holds it.
+    It lies in a folder ``kind``: under ``beside``, in experiments/ of the current folder, or in this project's.
+    Raises ConfigError when none of them holds it.
     """
-    folders = [*([beside / kind] if beside else []), FilePath("experiments") / kind]
+    roots = [*([beside] if beside else []), FilePath("experiments"), PROJECT / "experiments"]
+    folders = [root / kind for root in roots]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
-    raise ConfigError([Problem(path=(kind,), received=f"unknown {kind} {name!r}", allowed=one_of(name, known))])
+    allowed = one_of(name, known) if known else f"a file {name}.yaml in {' or '.join(map(str, folders))}"
+    raise ConfigError([Problem(path=(kind,), received=f"unknown {kind} {name!r}", allowed=allowed)])
 
 
 def refusal(document: Document, problems: list[Problem]) -> ConfigError:

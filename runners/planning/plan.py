@@ -6,7 +6,7 @@ the control with its delta merged in, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -109,10 +109,12 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     document = strict_yaml.load(file)
     from runners.planning.files import ExperimentFile  # what can be said without these is said at once
 
-    head, problems = check(ExperimentFile, document.data)
+    # A field that is wrong hides no other problem: the rest is read with an acceptable value in its place.
+    stand_in = {"name": "unnamed", "version": 1, "question": "?"} | ({"base": base} if base else {})
+    head, problems = check(ExperimentFile, document.data, fallback=stand_in)
     problems = document.problems + problems
     base_name = base or (head.base if head else None)
-    if base_name is None:  # nothing to hold the variants against
+    if base_name is None:  # nothing to compare the variants with
         raise refusal(document, problems)
     try:
         base_path = find_file("base", base_name, file.parent)
@@ -141,7 +143,18 @@ def _on_base(
     base_file, control = load_base(base_path)
     decide = base_file.decide
     if head and head.data:
-        control = replace(control, data=named_data(head.data, folder, document))
+        asked = replace(control, data=named_data(head.data, folder, document))
+        if unfit := [
+            replace(
+                problem,
+                path=("data",),
+                received=f"{head.data!r}, with which {'.'.join(map(str, problem.path))} would be {problem.received}",
+            )
+            for problem in asked.problems()
+        ]:
+            problems += unfit
+        else:
+            control = asked
         decide = decide.model_copy(update={"sigma_source": f"{decide.sigma_source}; on the base's own data"})
     plugins = head.plugins if head else ()
     if broken := import_plugins(plugins, folder):  # whatever its blocks are used for would be a problem too
@@ -149,9 +162,8 @@ def _on_base(
     control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
     builder = ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
     arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
-    taken = {arm.name for arm in (*arms, *budgets)}
     written = _variants(document)
-    variants, found = _variant_arms(builder, head, written, taken)
+    variants, found = _variant_arms(builder, head, written, [*arms, *budgets])
     arms += variants
     by_name = {arm.name: arm for arm in variants}
     problems += found + builder.pairing_problems(arms)
@@ -180,25 +192,38 @@ def _on_base(
 
 
 def _variant_arms(
-    builder: ArmBuilder, head: ExperimentFile | None, written: Mapping[str, Any], taken: Collection[str]
+    builder: ArmBuilder, head: ExperimentFile | None, written: Mapping[str, Any], others: Iterable[PlannedArm]
 ) -> tuple[list[PlannedArm], list[Problem]]:
-    """The arms of the variants, one for each matching mode, as far as they can be made; and what is wrong with them."""
+    """The arms of the variants, one for each matching mode, as far as they can be made; and what is wrong with them.
+
+    ``others``: the arms of the base, from which they have to differ.
+    """
     match: tuple[Mode, ...] = head.match if head else ("tokens",)
     declared = head.variants if head else {}
     expect = head.expect if head else {}
     arms: list[PlannedArm] = []
     problems: list[Problem] = []
+    taken = {arm.name.casefold(): f"the base's {arm.name!r}" for arm in others}
+    known = [(arm.name, arm.recipe.resolved()) for arm in others]
     for name, raw in written.items():
         path = ("variants", name)
         delta = declared.get(name) or _salvage(raw)
-        if name in taken:
-            allowed = f"a name that the base does not use: {sorted(taken)}"
+        if holder := taken.get(name.casefold()):  # names become files, and some file systems ignore case
+            allowed = f"a name that differs from {holder} in more than case"
             problems.append(Problem(path=path, received=f"the name {name!r}", allowed=allowed))
+        taken.setdefault(name.casefold(), repr(name))
         for mode in match:
             arm, found = builder.variant(name, delta, mode, expect.get(name))
             problems += [problem.under(path) for problem in found if name in declared or problem.path]
-            if arm is not None:
-                arms.append(arm)
+            if arm is None:
+                continue
+            resolved = arm.recipe.resolved()
+            if twin := next((other for other, its in known if its == resolved), None):
+                received = f"the recipe of {twin!r} again" + (f", as {arm.name!r}" if arm.name != name else "")
+                allowed = "each recipe once: an equal arm only widens the family"
+                problems.append(Problem(path=path, received=received, allowed=allowed))
+            known.append((arm.name, resolved))
+            arms.append(arm)
     return arms, problems
 
 

@@ -2,7 +2,8 @@
 
 PyYAML's own loaders follow YAML 1.1, in which ``1e-3`` is text, ``012`` is ten, ``12:30`` is 750, ``yes`` is true and
 the second of two equal keys wins. Here numbers are decimal, only true and false are booleans, and a key that is
-written twice is a problem.
+written twice is a problem. Anchors, aliases and merge keys (``<<: *common``) work as everywhere; a key at the top
+that begins with ``x-`` is a place for anchors, and is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from llama_variants.errors import ConfigError, Path, Problem
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_].*")
+_MERGE = "tag:yaml.org,2002:merge"
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 
 
@@ -113,8 +115,9 @@ def _convert(node: yaml.Node, path: Path, document: Document, above: set[int]) -
 
 def _convert_mapping(node: yaml.MappingNode, path: Path, document: Document, above: set[int]) -> dict[str, Any]:
     data: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     first: dict[str, int] = {}
-    for key_node, child in node.value:
+    for key_node, child in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):  # own keys have the last word
         key, line = key_node.value, key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             document.problems.append(
@@ -132,8 +135,30 @@ def _convert_mapping(node: yaml.MappingNode, path: Path, document: Document, abo
             )
             continue
         first[key] = line
+        if key_node.tag == _MERGE:
+            merged = _merged(child, path, document, above)
+            continue
         document.lines[(*path, key)] = line
-        data[key] = _convert(child, (*path, key), document, above)
+        value = _convert(child, (*path, key), document, above)
+        if path or not key.startswith("x-"):
+            data[key] = value
+    return merged | data
+
+
+def _merged(node: yaml.Node, path: Path, document: Document, above: set[int]) -> dict[str, Any]:
+    """What a merge key brings in: a mapping, or several of which the first has the last word."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    data: dict[str, Any] = {}
+    for part in reversed(parts):
+        if not isinstance(part, yaml.MappingNode):
+            received, allowed = (
+                "a merge key (<<) of something else",
+                "the alias of a mapping, or a list of such aliases",
+            )
+            document.lines[(*path, "<<")] = part.start_mark.line + 1
+            document.problems.append(Problem(path=(*path, "<<"), received=received, allowed=allowed))
+            continue
+        data |= _convert(part, path, document, above)
     return data
 
 

@@ -228,7 +228,7 @@ def test_four_mistakes_in_one_message(project):
     assert (
         "bad.yaml:6: variants.a.model.attention.type: received 'gqqa' (text); allowed: did you mean 'gqa'?" in found[0]
     )
-    assert "bad.yaml:9: variants.b.model.norm.eps: received '1e-6' (text); allowed: a valid number" in found[1]
+    assert "bad.yaml:9: variants.b.model.norm.eps: received '1e-6' (text); allowed: a finite number" in found[1]
     assert "bad.yaml:10: variants.b.model.norm: received the key 'norm' a second time" in found[2]
     assert "bad.yaml:11: variants.c.model.attention.queries_per_kv: received 2; allowed: a divisor of the 9" in found[3]
 
@@ -246,13 +246,16 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
         ("- 1\n", "a mapping with keys out of"),
         (HEAD.replace("base: micro", "base: mirco"), "did you mean 'micro'"),
         (HEAD.replace("version: 1", "version: 2"), "allowed: 1"),
-        (HEAD.replace("name: bad", "name: a/b"), "pattern"),
+        (HEAD.replace("name: bad", "name: a/b"), "such as mlp_half"),
         (HEAD + "sedes: {control: 3}\n", "did you mean 'seeds'"),
-        (HEAD + "seeds: {control: 0}\n", "greater than or equal to 1"),
+        (HEAD + "seeds: {control: 0}\n", "at least 1"),
         (HEAD + "seeds: {contorl: 3}\n", "did you mean 'control'"),
         (HEAD + "variants: {a: {}}\n", "at least one changed value"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 10000.0}}}}\n", "at least one changed value"),
-        (HEAD + "variants: {again: {model: {rotary: {theta: 3.0}}}}\n", "a name that the base does not use"),
+        (
+            HEAD + "variants: {again: {model: {rotary: {theta: 3.0}}}}\n",
+            "differs from the base's 'again' in more than case",
+        ),
         (HEAD + "variants: {a: {modle: {rotary: {theta: 3.0}}}}\n", "did you mean 'model'"),
         (HEAD + "variants: {a: {train: {lrr: 3.0}}}\n", "did you mean 'lr'"),
         (HEAD + "variants: {a: {train: {tokens_per_step: 33}}}\n", "a multiple of seq_len (32)"),
@@ -271,28 +274,119 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
             HEAD + "match: [params]\nvariants: {a: {model: {layers: {0-1: {mlp: {intermediate_size: 8}}}}}}\n",
             "no MLP width can match",
         ),
-        (HEAD + "seeds: {control: 201}\n", "less than or equal to 200"),
+        (HEAD + "seeds: {control: 201}\n", "at most 200"),
         (HEAD + f"variants: {{a: {{train: {{lr: {'9' * 5000}}}}}}}\n", "plain values"),
         (HEAD + "variants: " + "[" * 3000 + "\n", "nested too deep"),
         (HEAD + "match: [params]\nvariants: {a: {model: {mlp: {expansion: 2}}}}\n", "match: [tokens]"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {b: worse}\n", "one of a"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 3.0}}}}\nexpect: {a: wrose}\n", "'same', 'worse' or 'better'"),
         (HEAD + "variants: {a: {model: {rotary: {theta: true}}}}\n", "received True"),
-        (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a valid number"),
+        (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a finite number"),
         (HEAD + "variants: {a: {model: [1]}}\n", "mapping"),
         (HEAD + THETA + "paired: true\n", "5 or more seeds of a variant, and no more than the control's 3"),
         (HEAD + THETA + "paired: true\nseeds: {control: 5, variant: 6}\n", "received variants with 6"),
         (HEAD + THETA + "confirm: {variants: [b]}\n", "unknown variant 'b'"),
         (HEAD + THETA + "confirm: {variants: [again]}\n", "unknown variant 'again'"),
         (HEAD + THETA + "confirm: {variants: []}\n", "at least 1"),
-        (HEAD + THETA + "confirm: {variants: [a], seeds: {variant: 0}}\n", "greater than or equal to 1"),
-        (HEAD + THETA + "paired: 'yes'\n", "valid boolean"),
+        (HEAD + THETA + "confirm: {variants: [a], seeds: {variant: 0}}\n", "at least 1"),
+        (HEAD + THETA + "paired: 'yes'\n", "true or false"),
     ],
 )
 def test_single_mistakes(project, text, says):
     found = problems(project, text)
     assert any(says in problem for problem in found), found
     assert all("bad.yaml:" in problem for problem in found)
+
+
+def test_a_wrong_head_hides_no_problem_of_a_variant(project):
+    """Neither a missing version nor seeds of the wrong kind keep the base from being read."""
+    found = problems(
+        project,
+        "name: bad\n"
+        "question: what?\n"
+        "base: micro\n"
+        'seeds: {control: "two"}\n'
+        "variants:\n"
+        "  a: {model: {attention: {type: gqaa}}}\n"
+        "  b: {model: {attention: {num_attention_heads: 9, queries_per_kv: 2}}}\n"
+        "  c: {model: {norm: {esp: 1e-6}}}\n",
+    )
+    assert [problem.partition("received")[0].partition("bad.yaml:")[2] for problem in found] == [
+        "1: version: ",
+        "4: seeds.control: ",
+        "6: variants.a.model.attention.type: ",
+        "7: variants.b.model.attention.queries_per_kv: ",
+        "8: variants.c.model.norm.esp: ",
+    ]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "name: [bad]\nversion: 1\nquestion: what?\nbase: micro\n",
+        HEAD + "match: {}\n",
+        HEAD + "budgets: 2\nplugins: 3\n",
+    ],
+)
+def test_no_wrong_field_of_the_head_hides_a_variant_s(project, head):
+    found = problems(project, head + "variants: {a: {model: {norm: {esp: 1e-6}}}}\n")
+    assert any("variants.a.model.norm.esp" in problem for problem in found), found
+    assert len(found) >= 2
+
+
+@pytest.mark.parametrize(
+    ("variants", "says"),
+    [
+        ("{a: {train: {lr: 2e-2}}, b: {train: {lr: 2e-2}}}", "variants.b: received the recipe of 'a' again"),
+        # Two ways to write one width, and a key whose value is the base's.
+        (
+            "{a: {model: {mlp: {expansion: 2}}}, b: {model: {mlp: {intermediate_size: 48}, norm: {eps: 1e-5}}}}",
+            "variants.b: received the recipe of 'a' again",
+        ),
+        ("{no_position: {model: {rotary: {type: nope}}}}", "received the recipe of 'nope' again"),
+    ],
+)
+def test_an_equal_arm_names_its_twin(project, variants, says):
+    edit(project, "checks:\n", "checks:\n  nope: {model: {rotary: {type: nope}}, expect: worse}\n", BASE)
+    (found,) = problems(project, HEAD + f"variants: {variants}\n")
+    assert says in found
+
+
+def test_an_arm_that_matching_makes_equal_names_its_twin(project):
+    """An ungated MLP of one and a half times the width has the control's parameters exactly."""
+    file = project / "experiments/bad.yaml"
+    text = HEAD + "match: [tokens, params]\nvariants: {a: {model: {mlp: {type: gelu}}}}\n"
+    file.write_text(text)
+    solved = {arm.name: arm.recipe.model.mlp.intermediate_size for arm in load_plan(file).arms}["a/params"]
+    (found,) = problems(
+        project, text.replace("}}}}", f"}}}}}}, b: {{model: {{mlp: {{type: gelu, intermediate_size: {solved}}}}}}}}}")
+    )
+    assert "variants.b: received the recipe of 'a/params' again" in found
+
+
+@pytest.mark.parametrize("other", ["A", "CONTROL", "Again"])
+def test_names_that_differ_in_case_alone_are_refused(project, other):
+    (found,) = problems(project, HEAD + f"variants: {{a: {{train: {{lr: 2e-2}}}}, {other}: {{train: {{lr: 3e-2}}}}}}\n")
+    assert f"variants.{other}: received the name '{other}'" in found
+    assert "in more than case" in found
+
+
+def test_common_parts_are_written_once(project):
+    file = project / "experiments/micro_theta.yaml"
+    file.write_text(
+        "x-common: &slow {train: {lr: 2e-3}}\n" + HEAD + "variants:\n"
+        "  a: {<<: *slow, model: {norm: {eps: 1e-6}}}\n"
+        "  b: {train: {lr: 3e-3}, <<: *slow}\n"
+    )
+    rates = {arm.name: arm.recipe.train.lr for arm in load_plan(file).arms if arm.role == "variant"}
+    assert rates == {"a": 2e-3, "b": 3e-3}
+
+
+def test_an_experiment_anywhere_finds_the_project_s_bases(tmp_path, monkeypatch):
+    file = tmp_path / "elsewhere.yaml"
+    file.write_text(HEAD.replace("micro", "tiny") + THETA)
+    monkeypatch.chdir(tmp_path)
+    assert load_plan(file).arms[0].recipe == load_base(ROOT / "experiments/base/tiny.yaml")[1]
 
 
 def test_paired_variants_take_the_controls_seeds(project):
@@ -352,7 +446,7 @@ def test_budgets_are_the_control_on_other_numbers_of_tokens(project):
 
 @pytest.mark.parametrize(
     ("budgets", "says"),
-    [("[1]", "other than 1"), ("[2, 2]", "once"), ("[0.07]", "warmup"), ("[17]", "16"), ("2", "list of values")],
+    [("[1]", "other than 1"), ("[2, 2]", "once"), ("[0.07]", "warmup"), ("[17]", "16"), ("2", "a list, such as")],
 )
 def test_impossible_budgets_are_refused(project, budgets, says):
     file = edit(
@@ -446,6 +540,17 @@ def test_an_experiment_may_ask_on_other_data(project, monkeypatch):
     assert {run.recipe.data.source.train for run in plan.runs()} == {("text/train-0*.txt",)}
     assert {run.key for run in plan.runs()}.isdisjoint(run.key for run in before.runs())
     assert plan.decide.sigma_source.endswith("on the base's own data")
+
+
+def test_other_data_must_fit_the_base_s_model(project):
+    """It is said of the line that names the data, and the variants are checked all the same."""
+    name_data(project)
+    (project / "experiments/data/large.yaml").write_text(DATA.replace("vocab_size: 300", "vocab_size: 4000"))
+    found = problems(project, HEAD + "data: large\nvariants: {a: {model: {norm: {esp: 1e-6}}}}\n")
+    assert "bad.yaml:5: data: received 'large', with which model.vocab_size would be 300" in found[0]
+    assert "at least the tokenizer's 4000" in found[0]
+    assert "norm.esp" in found[1]
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("whose", ["base", "experiment"])
