@@ -13,6 +13,8 @@ from analysis.store.schema import Arm, Design
 from analysis.store.stratum import Stratum, facets
 
 MIN_PAIRS = 5  # below, pairing costs more in degrees of freedom than it can save
+RESOLUTION = float(np.finfo(np.float32).eps)
+"""Losses are computed in float32: two that are nearer to each other than this share of their size are the same loss."""
 APART = pd.Timedelta(hours=12)  # farther from each other, two runs were not made side by side
 Times = tuple[pd.Timestamp, pd.Timestamp]  # when a run began, and ended
 
@@ -112,9 +114,14 @@ def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, floa
         return "screen", "one seed each: a number, not a verdict", delta
     if reason := _not_independent(control, sample, design):
         return "undecided", reason, delta
-    if design.paired and sample.arm.role == "variant" and np.ptp(sample.values - sample.partners(control)) == 0:
-        return "invalid", f"differs from the control by {delta:g} with every seed: the change did nothing", delta
+    if design.paired and sample.arm.role == "variant" and _one(sample.values - sample.partners(control), sample.values):
+        return "invalid", f"differs from the control by {delta:.3g} with every seed: the change did nothing", delta
     return None
+
+
+def _one(values: np.ndarray, losses: np.ndarray) -> bool:
+    """Whether ``values``, made of ``losses``, are one and the same as far as these were computed."""
+    return bool(np.ptp(values) <= RESOLUTION * np.abs(losses).max())
 
 
 def _shortfall(sample: Sample, whose: str) -> str:
@@ -134,7 +141,7 @@ def _evaluation_error(runs: pd.DataFrame, metric: str) -> float:
 def _faults(samples: Sequence[Sample]) -> list[str]:
     """Why the runs of these arms mean nothing beside each other."""
     faults = [f"{s.arm.name} seed {seed}: {fault}" for s in samples for seed, fault in s.invalid.items()]
-    faults += [f"{s.arm.name}: all seeds gave the same loss" for s in samples if s.n > 1 and np.ptp(s.values) == 0]
+    faults += [f"{s.arm.name}: all seeds gave the same loss" for s in samples if s.n > 1 and _one(s.values, s.values)]
     faults += _strata(samples)
     return faults + _mixed("runs on different data", samples, [s.data for s in samples])
 

@@ -287,9 +287,41 @@ def test_strata_do_not_mix():
     assert "threads" not in table.loc["a", "why"]
 
 
-def test_seeds_that_change_nothing_are_invalid():
-    row = judge({"a": [10.1, 10.1, 10.1]}, design(arm("a", 3))).loc["a"]
+@pytest.mark.parametrize("step", [0.0, 1e-15, 1e-7])
+def test_seeds_that_change_nothing_are_invalid(step):
+    """Also where the losses, which are computed in float32, were averaged in another order."""
+    row = judge({"a": [10.1, 10.1 + step, 10.1 - step]}, design(arm("a", 3))).loc["a"]
     assert (row["verdict"], row["why"]) == ("invalid", "a: all seeds gave the same loss")
+
+
+def test_arms_of_equal_losses_are_no_difference():
+    """Spreads and a difference that float64 shows and float32 does not: this was worse, at p 1e-6."""
+    plan = design(arm("a", 3), arm("b", 3))
+    losses = {
+        name: [10.0 + at + i * 1e-16 for i in range(4)] for name, at in (("control", 0), ("a", 1e-14), ("b", 0.5))
+    }
+    table = compare(frame({name: its[: len(its) - (name != "control")] for name, its in losses.items()}, plan), plan)
+    assert table["verdict"].tolist() == ["invalid"] * 3
+    assert table["p"].isna().all()
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-15])
+def test_a_change_that_moves_no_pair_is_invalid(step):
+    plan = design(arm("a", 5), control=5, paired=True)
+    control = [10.0, 10.2, 10.4, 10.6, 10.9]
+    mine = [loss + step * (-1) ** i for i, loss in enumerate(control)]
+    row = (
+        compare(frame({"control": control, "a": mine}, plan, {"control": range(5), "a": range(5)}), plan)
+        .set_index("arm")
+        .loc["a"]
+    )
+    assert row["verdict"] == "invalid"
+    assert "the change did nothing" in row["why"]
+
+
+def test_a_small_difference_that_float32_shows_is_judged():
+    row = judge({"a": [10.1, 10.1 + 4e-6, 10.1 - 4e-6]}, design(arm("a", 3))).loc["a"]
+    assert row["verdict"] != "invalid"
 
 
 @pytest.mark.parametrize("screen", [True, False])
