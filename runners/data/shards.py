@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from llama_variants.errors import ConfigError, Problem
 from runners.data import tokenizer as tokenizers
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
-from runners.data.config import DataConfig, DataError, file_sha256
-from runners.data.sources import Documents, Split
+from runners.data.config import BPETokenizer, DataConfig, DataError, FilesSource, file_sha256
+from runners.data.sources import Document, Documents, Split
 from runners.data.tokenizer import TextTokenizer
 
 _CHUNK = 64  # documents encoded together: a second or two of work
@@ -37,8 +38,7 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
         DataError: when the environment fails (network, damaged wheel, damaged cache).
     """
     identity = config.identity()
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / "corpora" / name
+    folder = _folder(identity, cache)
     manifest = folder / "manifest.json"
     if not manifest.exists():
         try:
@@ -49,6 +49,26 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
     return Corpus.open(folder, json.loads(manifest.read_text()))
+
+
+def known_sizes(config: DataConfig, cache: Path) -> tuple[int, int] | None:
+    """Tokens of both splits, training first: exactly where the corpus is built, else at most; None where not known.
+
+    A byte-level BPE makes no more tokens of a text than it has bytes, and one that ends each document.
+    """
+    manifest = _folder(config.identity(), cache) / "manifest.json"
+    if manifest.exists():
+        splits = json.loads(manifest.read_text())["splits"]
+        return splits["train"]["tokens"], splits["validation"]["tokens"]
+    if isinstance(config.source, FilesSource) and isinstance(config.tokenizer, BPETokenizer):
+        train, validation = (config.source.most_bytes(split) for split in ("train", "validation"))
+        return (train, validation) if train is not None and validation is not None else None
+    return None
+
+
+def _folder(identity: dict[str, Any], cache: Path) -> Path:
+    """Where the corpus of an identity is, or would be."""
+    return cache / "corpora" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Path, say: Callable[[str], None]) -> None:
@@ -73,6 +93,7 @@ def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Pa
             "end_id": tokenizer.end_id,
             "splits": splits,
             "sha256": digests,
+            "files": documents.files,
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     train, validation = splits["train"], splits["validation"]
@@ -100,9 +121,12 @@ def _write_split(
     with (folder / f"{split}.bin").open("wb") as file:
         while chunk := list(itertools.islice(stream, _CHUNK)):
             encoded = tokenizer.encode([document.text for document in chunk])
-            for document, ids in zip(chunk, encoded, strict=True):
+            for place, (document, ids) in enumerate(zip(chunk, encoded, strict=True)):
                 file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
                 size = len(document.text.encode())
+                # Sizes show what is dropped, in every document; whole texts, in a few, what is replaced.
+                if tokenizer.num_bytes(ids) != size or (place == 0 and document.domain not in domains):
+                    _check_whole(tokenizer, document, ids)
                 record = domains.setdefault(document.domain, {"start": offsets[-1], "tokens": 0, "bytes": 0})
                 record["tokens"] += len(ids) + 1
                 record["bytes"] += size
@@ -111,13 +135,28 @@ def _write_split(
             if time.monotonic() - said > _SAY_EVERY_S:
                 say(f"{split}: {len(offsets) - 1:,} documents, {num_bytes / 1e6:,.0f} MB, {offsets[-1]:,} tokens")
                 said = time.monotonic()
-    if len(offsets) == 1:
-        raise DataError(f"the {split} split has no text; duplicates dropped: {documents.dropped[split]:,}")
+    if skipped := documents.bad_rows(split):
+        say(f"{split}: {skipped}")
     np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
+    counts = documents.counts[split]
     return {
         "tokens": offsets[-1],
         "documents": len(offsets) - 1,
         "bytes": num_bytes,
-        "duplicates_dropped": documents.dropped[split],
+        "duplicates_dropped": counts["duplicates"] + counts["in_validation"],
+        "in_validation": counts["in_validation"],
+        "empty": counts["empty"],
+        "bad_rows": counts["bad_rows"],
         "domains": domains,
     }
+
+
+def _check_whole(tokenizer: TextTokenizer, document: Document, ids: np.ndarray) -> None:
+    """Raises ConfigError where the tokens of a document do not give back its text."""
+    if lost := tokenizer.lost(document.text, ids):
+        problem = Problem(
+            path=("data", "tokenizer"),
+            received=f"one that loses text: of {document.domain} {lost}",
+            allowed="a tokenizer that gives back what it is given, such as a byte-level BPE (type: bpe)",
+        )
+        raise ConfigError([problem])
