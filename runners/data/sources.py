@@ -142,7 +142,8 @@ class Documents:
         where = f"{name}, {row.place}" if row.place else name
         assert not isinstance(self.source, PackagesSource)
         if self.source.on_bad_row == "error":
-            allowed = f"text in {self.source.text_field!r}; `on_bad_row: skip` leaves out and counts what has none"
+            wanted = f"text in {self.source.text_field!r}" if row.place else "UTF-8"
+            allowed = f"{wanted}; `on_bad_row: skip` leaves out and counts what has none"
             raise ConfigError(
                 [Problem(path=("data", "source", split), where=where, received=row.found, allowed=allowed)]
             )

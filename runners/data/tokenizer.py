@@ -76,10 +76,15 @@ class TextTokenizer:
     def bytes_of(self) -> tuple[np.ndarray, np.ndarray]:
         """Bytes of text behind each token (vocab_size,), inside a document and as its first.
 
-        Where a tokenizer puts a space before a text that has none, the first token has a byte less.
+        Behind the token of what is not known there are none: that text is lost. Where a tokenizer puts a space before a
+        text, the first token has a byte less (one too few where it does so only before a text that begins with none, and
+        this one does).
         """
-        decoders = json.dumps(json.loads(self.backend.to_str())["decoder"])
-        lengths = self._byte_level() if '"ByteLevel"' in decoders else self._as_decoded()
+        state = json.loads(self.backend.to_str())
+        lengths = self._byte_level() if '"ByteLevel"' in json.dumps(state["decoder"]) else self._as_decoded()
+        unknown = state["model"].get("unk_id", self.backend.token_to_id(state["model"].get("unk_token") or ""))
+        if unknown is not None:
+            lengths[unknown] = 0
         probe = self.backend.encode("a", add_special_tokens=False).ids
         first = lengths.copy()
         # By the token itself: some decoders drop that space, and some do not.

@@ -105,7 +105,18 @@ def test_a_hub_tokenizer_needs_a_revision() -> None:
     spec = {"type": "pretrained", "path": "owner/name"}
     with pytest.raises(ConfigError, match="no revision"):
         config(tokenizer=spec).identity()
-    assert config(tokenizer=spec | {"revision": "abc"}).identity()["tokenizer"]["revision"] == "abc"
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert config(tokenizer=spec | {"revision": commit}).identity()["tokenizer"]["revision"] == commit
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/1", "0123456", "0" * 39 + "G", "A" * 40])
+def test_a_revision_that_can_move_is_no_identity(revision: str) -> None:
+    tokenizer = {"type": "pretrained", "path": "owner/name", "revision": revision}
+    with pytest.raises(ConfigError, match=r"data\.tokenizer\.revision: .*the 40 hex digits of a commit"):
+        config(tokenizer=tokenizer).identity()
+    hub = {"type": "hub", "dataset": "owner/set", "train": "train", "validation": "test", "revision": revision}
+    with pytest.raises(ConfigError, match=r"data\.source\.revision: .*the 40 hex digits of a commit"):
+        config(hub).identity()
 
 
 def test_a_local_dataset_folder_is_known_by_its_content(tmp_path: Path) -> None:
