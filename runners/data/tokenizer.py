@@ -77,8 +77,8 @@ class TextTokenizer:
         """Bytes of text behind each token (vocab_size,), inside a document and as its first.
 
         Behind the token of what is not known there are none: that text is lost. Where a tokenizer puts a space before a
-        text, the first token has a byte less (one too few where it does so only before a text that begins with none, and
-        this one does).
+        text, the first token has a byte less; that is one too few for a text that begins with a space itself, where the
+        tokenizer then puts none.
         """
         state = json.loads(self.backend.to_str())
         lengths = self._byte_level() if '"ByteLevel"' in json.dumps(state["decoder"]) else self._as_decoded()

@@ -123,11 +123,9 @@ def test_a_long_document_goes_through_in_many_pieces_with_the_tokens_of_the_whol
 def test_the_bytes_behind_the_tokens_of_a_text_are_its_bytes(name, text):
     tokenizer = TextTokenizer(_tokenizer(name), 1)
     (ids,) = tokenizer.encode([text])
-    if tokenizer.lost(text, ids):  # one that puts a space before texts may take one from " x"
-        assert name == "with a space before"
-        assert text.startswith(" ")
-        return
-    assert tokenizer.num_bytes(ids) == len(text.encode())
+    assert tokenizer.lost(text, ids) == ""
+    taken = name == "with a space before" and text.startswith(" ")  # for the one that this tokenizer would have put
+    assert tokenizer.num_bytes(ids) == len(text.encode()) - taken
 
 
 _MADE: dict[str, Tokenizer] = {}
@@ -207,7 +205,7 @@ def composes() -> Tokenizer:
         (
             drops_what_it_has_not_seen,
             ["the fox", *(["the quick fox"] * 200), "the fóx"],
-            "'óx the .*, at character 6, which",
+            "'óx the .*, at character 6",
         ),
     ],
 )
