@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,17 +114,19 @@ class TextTokenizer:
             [1 if byte else len(text.encode()) - alone for text, byte in zip(both, of_bytes, strict=True)]
         )
 
-    def lost(self, text: str, ids: np.ndarray) -> str:
-        """What of ``text`` its tokens ``ids`` (t,) do not give back, in words; empty where they give it back whole.
+    def lost(self, text: str, ids: np.ndarray) -> tuple[int, str]:
+        """How many characters of ``text`` its tokens ``ids`` (t,) do not give back, and the first of them, in words.
 
         A space that the tokenizer puts before a text is no loss.
         """
         back = self.backend.decode(ids.tolist(), skip_special_tokens=False)
         if back in (text, f" {text}"):
-            return ""
+            return 0, ""
         at = next((i for i, (one, other) in enumerate(zip(text, back, strict=False)) if one != other), len(back))
         got = repr(back[at : at + 20]) if at < len(back) else "nothing"
-        return f"{text[at : at + 20]!r}, at character {at + 1}, which comes back as {got}"
+        code = f"U+{ord(text[at]):04X}" if at < len(text) else "its end"
+        words = f"{text[at : at + 20]!r}, from {code} at character {at + 1} on, which comes back as {got}"
+        return (Counter(text) - Counter(back)).total(), words
 
     def save(self, file: Path) -> None:
         """Write the tokenizer as one JSON file."""

@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(options: Options, context: Context) -> int:
     """Print the plan of each stage."""
+    whole = read_plan(options)
     from runners.data.shards import known_sizes
 
-    whole = read_plan(options)
     for stage in whole.stages:
         stage.check_sizes(known_sizes(stage.arms[0].recipe.data, CACHE))
     slots = choose_slots(whole, options.device, options.jobs)

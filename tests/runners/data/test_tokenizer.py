@@ -45,8 +45,8 @@ def byte_fallback() -> Tokenizer:
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(parts)
     special = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, limit_alphabet=60, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([text.encode("ascii", "ignore").decode() for text in TEXTS], trainer)
     # Bytes are ordinary tokens there, not special ones: only then can the model spell with them.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
@@ -123,7 +123,7 @@ def test_a_long_document_goes_through_in_many_pieces_with_the_tokens_of_the_whol
 def test_the_bytes_behind_the_tokens_of_a_text_are_its_bytes(name, text):
     tokenizer = TextTokenizer(_tokenizer(name), 1)
     (ids,) = tokenizer.encode([text])
-    assert tokenizer.lost(text, ids) == ""
+    assert tokenizer.lost(text, ids) == (0, "")
     taken = name == "with a space before" and text.startswith(" ")  # for the one that this tokenizer would have put
     assert tokenizer.num_bytes(ids) == len(text.encode()) - taken
 
@@ -199,13 +199,21 @@ def composes() -> Tokenizer:
 @pytest.mark.parametrize(
     ("tokenizer", "texts", "says"),
     [
-        (words_alone, ["The quick fox"], r"of .*\.jsonl 'The quick fox', at character 1, which comes back as '<unk>"),
-        (lower_case, ["the Quick fox"], "'Quick fox', at character 5, which comes back as 'quick fox'"),
-        (composes, ["cafe\u0301"], "at character 4, which comes back as 'é'"),
+        (
+            words_alone,
+            ["The quick fox"],
+            r"of .*\.jsonl 'The quick fox', from U\+0054 at character 1 on, which comes back as '<unk>",
+        ),
+        (
+            lower_case,
+            ["the Quick fox"],
+            r"'Quick fox', from U\+0051 at character 5 on, which comes back as 'quick fox'",
+        ),
+        (composes, ["cafe\u0301"], r"from U\+0065 at character 4 on, which comes back as 'é'"),
         (
             drops_what_it_has_not_seen,
-            ["the fox", *(["the quick fox"] * 200), "the fóx"],
-            "'óx the .*, at character 6",
+            ["the fox", *(["the quick fox"] * 70), "the " + "ó" * 90],
+            r"of .*\.jsonl 'ó{20}', from U\+00F3 at character 5 on, which comes back as ' the",
         ),
     ],
 )
@@ -213,6 +221,27 @@ def test_a_tokenizer_that_loses_text_is_refused_with_what_is_lost(tmp_path, toke
     texts = [f"{text}{' the' * i}" for i, text in enumerate(texts)]
     with pytest.raises(ConfigError, match=says) as error:
         corpus_with(tmp_path, tokenizer(), texts, ["quick" if tokenizer is words_alone else "the brown fox"])
-    assert "data.tokenizer: received one that loses text" in str(error.value)
+    assert "data.tokenizer: received one that loses text, " in str(error.value)
     assert "allowed: a tokenizer that gives back what it is given, such as a byte-level BPE" in str(error.value)
     assert not list(tmp_path.glob("cache/corpora/*/*"))
+
+
+def test_a_few_characters_that_a_tokenizer_has_no_token_for_are_counted_and_said(tmp_path):
+    """As SmolLM2's own loses some control characters. Their bytes are spread over the split's tokens."""
+    train = [f"the quick fox{' the' * i}" for i in range(90)]
+    corpus = corpus_with(tmp_path, drops_what_it_has_not_seen(), [*train, "the fóx"], ["the brown fox" * 90 + "ö"])
+    counts = {name: split["characters_lost"] for name, split in corpus.manifest["splits"].items()}
+    assert counts == {"train": 1, "validation": 1}
+    everywhere = token_bytes(corpus).at(np.arange(len(corpus.validation.tokens)))
+    assert everywhere.sum() == pytest.approx(corpus.validation.num_bytes, rel=1e-12)
+
+
+def test_a_byte_level_tokenizer_without_all_bytes_loses_some():
+    alphabet = [name for name in pre_tokenizers.ByteLevel.alphabet() if name != "\u0104"]  # stands for U+0004
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = TextTokenizer(tokenizer, 0)
+    (ids,) = wrapped.encode(["end\x04 of text"])
+    assert wrapped.lost("end\x04 of text", ids)[0] == 1
+    assert wrapped.num_bytes(ids) == len("end of text")

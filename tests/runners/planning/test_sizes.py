@@ -41,14 +41,15 @@ TOO_MUCH = [
 
 
 @pytest.mark.parametrize("built", [False, True], ids=["before tokenizing", "when built"])
-@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize("verb", ["plan", "run", "train"])
 @pytest.mark.parametrize(("old", "new", "says"), TOO_MUCH)
 def test_what_the_text_is_too_little_for_ends_in_2(here, capsys, verb, old, new, says, built):
     if built:
         prepare(load_base(BASE)[1].data, Path("cache"))
     change(old, new)
     before = sorted(here.rglob("*"))
-    assert main([verb, EXPERIMENT, "--device", "cpu"]) == 2
+    arm = ["control"] if verb == "train" else []
+    assert main([verb, EXPERIMENT, *arm, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert "micro-theta on micro: 1 problem, nothing was run" in error
     assert says in error
@@ -85,9 +86,20 @@ def test_of_compressed_files_nothing_is_known_before(here, capsys):
     change("num_windows: 8", "num_windows: 5000")
     assert known_sizes(load_base(BASE)[1].data, Path("cache")) is None
     assert main(["plan", EXPERIMENT]) == 0
-    assert main(["run", EXPERIMENT, "--device", "cpu"]) == 2
+    assert main(["train", EXPERIMENT, "control", "--device", "cpu"]) == 2
     assert not Path("runs").exists()
     assert main(["plan", EXPERIMENT]) == 2
+
+
+@pytest.mark.parametrize("verb", [["run"], ["train"]])
+def test_a_bad_row_ends_in_2_without_a_run(here, capsys, verb):
+    """What only reading all of the text can tell."""
+    Path("text/train-xx.jsonl").write_text('{"text": "one"}\n{"text": null}\n')
+    change("text/train-*.txt", "text/train-*")
+    assert main(["plan", EXPERIMENT]) == 0
+    assert main([*verb, EXPERIMENT, *(["control"] if verb == ["train"] else []), "--device", "cpu"]) == 2
+    assert "text/train-xx.jsonl, line 2: data.source.train: received null; allowed: text" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_an_arm_that_alone_sees_too_much_is_named(here, capsys):
