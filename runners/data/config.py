@@ -39,6 +39,11 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def local(name: str) -> Path:
+    """A path as a file writes it: with ``~`` for the home folder, and left alone where there is no such user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
 def _contents(files: Iterable[Path]) -> list[list[str]]:
     """Name and digest of each file, without its folder."""
     return [[file.name, _digest_at(file.resolve(), *_version(file))] for file in files]
@@ -176,7 +181,7 @@ class FilesSource(StrictModel):
 def _matches(name: str, path: FieldPath) -> list[Path]:
     """The file that is called ``name``, or those that match it as a glob, but for hidden ones that it does not name."""
     # Of os.path: what cannot be a path, or may not be looked at, is one that is not there.
-    home = os.path.expanduser(name)  # noqa: PTH111
+    home = str(local(name))
     for literal in (name, home):
         if os.path.isfile(literal):  # noqa: PTH113
             return [Path(literal)]
@@ -215,7 +220,7 @@ class HubSource(StrictModel):
 
         Raises ConfigError for a hub id whose revision can move, as a branch does.
         """
-        files = sorted(file for file in Path(self.dataset).rglob("*") if file.is_file())
+        files = sorted(file for file in local(self.dataset).rglob("*") if file.is_file())
         if not files:
             _check_commit(self.revision, ("data", "source", "revision"))
         return bearing(self, self.model_dump(mode="json")) | ({"files": _contents(files)} if files else {})
@@ -254,7 +259,7 @@ class PretrainedTokenizer(StrictModel):
 
         Raises ConfigError for a hub id without the revision of a commit, and for a folder without such files.
         """
-        folder = Path(self.path)
+        folder = local(self.path)
         if not folder.is_dir():
             if self.revision is None:
                 received = f"{self.path!r}, which is no folder, and no revision"

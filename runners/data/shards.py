@@ -157,7 +157,7 @@ def _write_split(
     }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Losses:
     """Characters of a split that its tokens do not give back.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import DataConfig, DataError, FilesSource, HubSource, PackagesSource, pin_name
+from runners.data.config import DataConfig, DataError, FilesSource, HubSource, PackagesSource, local, pin_name
 from runners.data.rows import BadRow, as_text, read_rows
 
 Split = Literal["train", "validation"]
@@ -124,7 +124,10 @@ class Documents:
     def _from_hub(self, source: HubSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
         name, _, bounds = getattr(source, split).rstrip("]").partition("[")  # "train" or "train[2000:50000]"
         start, _, stop = bounds.partition(":")
-        rows = _rows(source.dataset, source.config, split=name, revision=source.revision)
+        folder = local(source.dataset)
+        rows = _rows(
+            str(folder) if folder.is_dir() else source.dataset, source.config, split=name, revision=source.revision
+        )
         first = int(start or 0)
         for number, row in enumerate(islice(rows, first, int(stop) if stop else None), start=first + 1):
             place = f"row {number} of {name}"

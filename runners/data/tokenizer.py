@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import BPETokenizer, PackageTokenizer, PretrainedTokenizer
+from runners.data.config import BPETokenizer, PackageTokenizer, PretrainedTokenizer, local
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -184,8 +184,9 @@ def _pretrained(path: str, revision: str | None, gguf_file: str | None, end_of_t
     import transformers
 
     options = {"revision": revision} if revision else {}
+    place = str(local(path)) if local(path).is_dir() else path
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(path, gguf_file=gguf_file, **options)
+        loaded = transformers.AutoTokenizer.from_pretrained(place, gguf_file=gguf_file, **options)
         backend, own_end = loaded.backend_tokenizer, loaded.eos_token
     except Exception as error:  # whatever transformers may raise for a path, a file or a missing extra
         hint = "; a GGUF file needs the extra [gguf]" if gguf_file else ""

@@ -125,3 +125,13 @@ def test_a_local_dataset_folder_is_known_by_its_content(tmp_path: Path) -> None:
     before = config(hub).identity()
     (tmp_path / "train.jsonl").write_text('{"text": "two!"}\n')
     assert config(hub).identity() != before
+
+
+def test_home_is_expanded_in_every_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n')
+    tokenizer = {"type": "pretrained", "path": "~"}
+    assert config(tokenizer=tokenizer).identity() == config(tokenizer=tokenizer | {"path": str(tmp_path)}).identity()
+    hub = {"type": "hub", "dataset": "~/", "train": "train[:1]", "validation": "train[1:]", "revision": "r"}
+    assert [name for name, _ in config(hub).identity()["source"]["files"]] == ["tokenizer.json", "train.jsonl"]
