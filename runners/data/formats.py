@@ -96,7 +96,7 @@ def reading(file: Path, declared: Format | Literal["auto"], path: FieldPath) -> 
         raise refused(f"whose suffix {suffix!r} says no format" if suffix else "which has no suffix", known())
     if is_parquet and named != "parquet":
         raise refused("which is Parquet by its content", f"the suffix .parquet, or `format: {named}` if it is meant so")
-    if named == "text" and _is_object(_first_line(head)):
+    if named == "text" and _starts_with_object(head):
         raise refused(
             "which holds JSON lines by its content", "`format: jsonl`, or `format: text` for one document with braces"
         )
@@ -153,16 +153,16 @@ def _json_family(named: Format, head: bytes) -> Format:
     """Rows of JSON, one a line or all in one value, whichever of both suffixes a file has."""
     if named == "jsonl" and head.lstrip().startswith(b"["):
         return "json"
-    return "jsonl" if named == "json" and _is_object(_first_line(head)) else named
+    return "jsonl" if named == "json" and _starts_with_object(head) else named
 
 
-def _first_line(head: bytes) -> bytes:
-    return head.lstrip().partition(b"\n")[0]
-
-
-def _is_object(line: bytes) -> bool:
+def _starts_with_object(head: bytes) -> bool:
+    """Whether the first line is an object of JSON, as far as a head shows that."""
+    line, end, _ = head.lstrip().partition(b"\n")
     if not line.startswith(b"{"):
         return False
+    if not end and len(head) == HEAD_BYTES:  # the line goes on
+        return line[1:].lstrip().startswith(b'"')
     try:
         return bool(json.loads(line))
     except (ValueError, RecursionError):

@@ -96,7 +96,7 @@ def _json_row(text: str, field: str, place: str) -> str | BadRow:
     try:
         return _from_object(_DECODE(text), field, place)
     except json.JSONDecodeError as error:
-        return BadRow(place, f"no JSON: {error.msg} at column {error.colno}")
+        return BadRow(place, f"no JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
         return BadRow(place, "JSON that is nested too deeply to read")
 
@@ -106,7 +106,7 @@ def _json(stream: IO[bytes], field: str) -> Iterator[str | BadRow]:
     try:
         value = _DECODE(stream.read().decode("utf-8", "surrogateescape").strip(" \t\r\n") or "[]")
     except json.JSONDecodeError as error:
-        yield BadRow(f"line {error.lineno}", f"no JSON: {error.msg} at column {error.colno}")
+        yield BadRow(f"line {error.lineno}", f"no JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
         yield BadRow("", "JSON that is nested too deeply to read")
     else:

@@ -43,6 +43,7 @@ def parquet() -> bytes:
 
 
 ROWS = [{"n": i, "text": text} for i, text in enumerate(TEXTS)]
+LONG = [{"text": text} for text in TEXTS]
 CONTENT: dict[str, bytes] = {
     "jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
     "json": json.dumps(ROWS, indent=1).encode(),
@@ -103,6 +104,7 @@ def test_a_declared_format_needs_no_suffix(tmp_path, format, packed):
         ("lines.json", CONTENT["jsonl"], "jsonl"),
         ("array.jsonl", CONTENT["json"], "json"),
         ("part-00000", CONTENT["parquet"], "parquet"),
+        ("long.json", "".join(json.dumps({"n": "9" * 99_999, **row}) + "\n" for row in LONG).encode(), "jsonl"),
         (
             "several-members.jsonl.gz",
             b"".join(gzip.compress(line) for line in CONTENT["jsonl"].splitlines(True)),
@@ -129,6 +131,7 @@ def test_content_decides_what_a_name_leaves_open(tmp_path, name, content, format
         ("data.zip", b"PK\3\4", r"suffix '\.zip' says no format"),
         ("data.txt", CONTENT["jsonl"], r"JSON lines by its content; allowed: `format: jsonl`, or `format: text`"),
         ("data.md.gz", gzip.compress(CONTENT["jsonl"]), "JSON lines by its content"),
+        ("data.txt", json.dumps({"text": "long " * 20_000}).encode() + b"\n", "JSON lines by its content"),
         (
             "data.txt",
             CONTENT["parquet"],
