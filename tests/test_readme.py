@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -184,7 +186,7 @@ def test_a_newcomer_s_commands(tmp_path):
 def test_the_schema_examples_plan(tmp_path):
     from runners.planning.plan import load_plan
 
-    whole, layers = blocks((ROOT / "experiments/README.md").read_text(), "yaml")
+    whole, layers, _ = blocks((ROOT / "experiments/README.md").read_text(), "yaml")
     (tmp_path / "example.yaml").write_text(whole)
     plan = load_plan(tmp_path / "example.yaml")
     assert [arm.name for arm in plan.arms if arm.role == "variant"] == ["mha", "mha/params", "mqa", "mqa/params"]
@@ -195,6 +197,33 @@ def test_the_schema_examples_plan(tmp_path):
     windows = [arms["local_global"].layer(i).attention.window(arms["local_global"]) for i in range(4)]
     assert windows == [256, 256, 256, None]
     assert [arms["wide_ends"].layer(i).mlp.width(576) for i in (0, 1, 29)] == [2304, 1536, 2304]
+
+
+def test_the_example_of_own_text_is_read_as_it_says(tmp_path, monkeypatch):
+    from runners.data.config import FilesSource
+    from runners.data.formats import SUFFIXES
+    from runners.planning.bases import load_data
+
+    page = (ROOT / "experiments/README.md").read_text()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text/a").mkdir(parents=True)
+    rows = '{"text": "one"}\n'
+    (tmp_path / "text/a/b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (tmp_path / "more.csv").write_text("text\none\n")
+    pd.DataFrame({"text": ["two"]}).to_parquet("held-out.parquet")
+    section = blocks(page, "yaml")[-1]
+    (tmp_path / "own.yaml").write_text(textwrap.dedent(section.removeprefix("data:\n")))
+    source = load_data(tmp_path / "own.yaml").source
+    assert isinstance(source, FilesSource)
+    assert source == FilesSource(type="files", train=source.train, validation=source.validation)  # the defaults
+    assert source.taken("train") == f"1 of jsonl, gzip ({tmp_path}/text/a/b.jsonl.gz); 1 of csv (more.csv)"
+    assert source.taken("validation") == "1 of parquet (held-out.parquet)"
+    table = page.partition("| format | suffix")[2].partition("\n\n")[0]
+    for suffix in re.findall(r"`(\.\w+)`", table):
+        assert any(suffix in suffixes.split() for suffixes in SUFFIXES.values()), suffix
+    named = {name for name in SUFFIXES if f"| `{name}`" in table or f", `{name}`" in table}
+    assert named == SUFFIXES.keys()
 
 
 def test_promises_name_tests_that_exist():

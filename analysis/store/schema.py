@@ -42,7 +42,7 @@ Metrics = TypedDict(
         "memory/micro_batch": Annotated[float, "windows", "windows that went through the model at a time"],
         "memory/peak_bytes": Annotated[float, "bytes", "peak memory: allocated on a GPU, resident on a CPU"],
         "val/loss": Annotated[float, "nats/token", "cross-entropy on the fixed validation windows"],
-        "val/bits_per_byte": Annotated[float, "bits/byte", "the same per byte of text, comparable across tokenizers"],
+        "val/bits_per_byte": Annotated[float, "bits/byte", "the same per byte of the text of these windows"],
         "val/loss_se": Annotated[float, "nats/token", "standard error of val/loss over validation windows"],
         "val/loss_by_domain/*": Annotated[float, "nats/token", "val/loss of the windows that begin in a domain"],
         "final/val_loss": Annotated[float, "nats/token", "val/loss after the last step: what verdicts are about"],

@@ -27,11 +27,6 @@ class TokenSplit:
     tokens: np.ndarray
     num_bytes: int
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text for one token: turns nats per token into bits per byte."""
-        return self.num_bytes / len(self.tokens)
-
     def num_windows(self, seq_len: int) -> int:
         """Whole windows of ``seq_len`` tokens. Raises DataError when there is none."""
         count = len(self.tokens) // seq_len

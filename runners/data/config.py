@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, Strict, model_validator
 
 from llama_variants.errors import ConfigError, Problem, StrictModel, matching
+from llama_variants.errors import Path as FieldPath
+from llama_variants.types import OBSERVES, Neutral, bearing
+from runners.data.formats import Format, Reading, open_stream, reading, summary
 
 PIPELINE_VERSION = 1
 """Raised whenever the same declaration gives other token bytes, so that old shards and old runs stop counting."""
@@ -40,14 +45,53 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def local(name: str) -> Path:
+    """A path as a file writes it: with ``~`` for the home folder, and left alone where there is no such user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
 def _contents(files: Iterable[Path]) -> list[list[str]]:
     """Name and digest of each file, without its folder."""
-    return [[file.name, _digest_at(file.resolve(), file.stat().st_mtime_ns, file.stat().st_size)] for file in files]
+    return [[file.name, _digest_at(file.resolve(), *_version(file))] for file in files]
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """What changes when a file's content does; what is computed of the content is kept under it."""
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=4096)  # a plan asks once for each of its arms
 def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
     return file_sha256(file)
+
+
+@lru_cache(maxsize=4096)
+def _reading_at(file: Path, mtime_ns: int, size: int, declared: Format | Literal["auto"], path: FieldPath) -> Reading:
+    return reading(file, declared, path)
+
+
+_SUFFIXES_BEFORE: Mapping[str, tuple[Format, ...]] = {
+    ".jsonl": ("jsonl", "json"),
+    ".json": ("jsonl", "json"),
+    ".parquet": ("parquet",),
+}
+
+
+@lru_cache(maxsize=4096)
+def _read_alike(file: Path, mtime_ns: int, size: int, how: Reading) -> bool:
+    """Whether a file gives the texts that it gave before there was a choice of formats.
+
+    It went by the last suffix, exactly, and everything else was text, with its line ends translated and its byte-order
+    mark kept.
+    """
+    before = _SUFFIXES_BEFORE.get(file.suffix, ("text",))
+    if how.format not in before:
+        return False
+    if how.format != "text":
+        return True
+    with file.open("rb") as raw, open_stream(file, how.compression) as stream:
+        return not raw.read(3).startswith(codecs.BOM_UTF8) and not any(b"\r" in line for line in stream)
 
 
 class PackagesSource(StrictModel):
@@ -70,32 +114,92 @@ class PackagesSource(StrictModel):
         return self.model_dump(mode="json")
 
 
+OnBadRow = Annotated[Literal["error", "skip"], Neutral("error")]
+"""What becomes of a row that gives no text: it is refused, or left out and counted in the manifest."""
+
+
 class FilesSource(StrictModel):
-    """Files by glob: text (a document each), JSONL (a document a line) and Parquet (a document a row)."""
+    """Files by name or glob: text (a document each), JSON, CSV, TSV and Parquet (a document a row), compressed or not.
+
+    ``format``: how all of them are read, where their names do not say (:mod:`runners.data.formats`).
+    """
 
     type: Literal["files"]
     train: Globs
     validation: Globs
     text_field: str = "text"
+    format: Annotated[Format | Literal["auto"], OBSERVES] = "auto"  # what counts is how each file is read
+    on_bad_row: OnBadRow = "error"
 
     def files(self, split: str) -> list[Path]:
-        """Files of a split, sorted. Raises ConfigError for a glob that matches none."""
-        found: list[Path] = []
-        for pattern in getattr(self, split):
-            matches = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-            if not matches:
-                path = ("data", "source", split)
-                problem = Problem(
-                    path=path, received=f"{pattern!r}, which matches no file", allowed="a glob of existing files"
-                )
-                raise ConfigError([problem])
-            found += matches
-        return sorted(set(found))
+        """Files of a split, sorted: each name stands for the file so named, else for the files that it matches.
+
+        Raises ConfigError for a name that gives none, and for a folder.
+        """
+        found = {file for name in getattr(self, split) for file in _matches(name, ("data", "source", split))}
+        return sorted(found)
+
+    def readings(self, split: str) -> list[tuple[Path, Reading]]:
+        """The files of a split, and how each is read. Raises ConfigError with every file that cannot be."""
+        path = ("data", "source", split)
+        found: list[tuple[Path, Reading]] = []
+        problems: list[Problem] = []
+        for file in self.files(split):
+            try:
+                how = _reading_at(file, *_version(file), self.format, path)
+                found.append((file, how))
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return found
+
+    def taken(self, split: str) -> str:
+        """Which files a split takes, in a line."""
+        return summary(self.readings(split))
+
+    def most_bytes(self, split: str) -> int | None:
+        """Bytes that the texts of a split and a byte behind each come to at most; None where only reading would tell.
+
+        In rows of text each has at least a line end or a delimiter of its own, and escapes only make them longer.
+        """
+        found = self.readings(split)
+        if any(how.compression or how.format == "parquet" for _, how in found):
+            return None
+        return sum(file.stat().st_size + 1 for file, _ in found)
 
     def identity(self) -> dict[str, Any]:
-        """Name and content of every file: files can change, so they are read."""
-        splits = {split: _contents(self.files(split)) for split in ("train", "validation")}
-        return {"type": self.type, "text_field": self.text_field, **splits}
+        """Name and content of every file: files can change, so they are read.
+
+        And how it is read, where that is not what it always was; so text that comes out otherwise has another identity.
+        """
+        splits = {}
+        for split in ("train", "validation"):
+            found = self.readings(split)
+            splits[split] = [
+                named if _read_alike(file, *_version(file), how) else [*named, str(how)]
+                for (file, how), named in zip(found, _contents(file for file, _ in found), strict=True)
+            ]
+        declared = {"type": self.type, "text_field": self.text_field, "on_bad_row": self.on_bad_row}
+        return bearing(self, declared) | splits
+
+
+def _matches(name: str, path: FieldPath) -> list[Path]:
+    """The file that is called ``name``, or those that match it as a glob, but for hidden ones that it does not name."""
+    # Of os.path: what cannot be a path, or may not be looked at, is one that is not there.
+    home = str(local(name))
+    for literal in (name, home):
+        if os.path.isfile(literal):  # noqa: PTH113
+            return [Path(literal)]
+        if os.path.isdir(literal):  # noqa: PTH112
+            inside = f"{name.rstrip('/')}/**/*.jsonl"
+            allowed = f"files: {inside!r} takes all such below it"
+            raise ConfigError([Problem(path=path, received=f"{name!r}, which is a folder", allowed=allowed)])
+    matches = [Path(match) for match in glob.glob(home, recursive=True) if os.path.isfile(match)]  # noqa: PTH113, PTH207
+    if not matches:
+        allowed = "the name of a file, or a glob that matches some"
+        raise ConfigError([Problem(path=path, received=f"{name!r}, which matches no file", allowed=allowed)])
+    return matches
 
 
 HubSplit = Annotated[str, matching(r"[\w.-]+(\[\d*:\d*\])?", "a split's name, such as train or train[2000:50000]")]
@@ -115,20 +219,24 @@ class HubSource(StrictModel):
     validation: HubSplit
     revision: str
     text_field: str = "text"
+    on_bad_row: OnBadRow = "error"
 
     def identity(self) -> dict[str, Any]:
         """The pinned revision stands for the content; the files of a local folder are read.
 
         Raises ConfigError for a hub id whose revision can move, as a branch does.
         """
-        files = sorted(file for file in Path(self.dataset).rglob("*") if file.is_file())
-        if not files and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            path = ("data", "source", "revision")
-            problem = Problem(
-                path=path, received=repr(self.revision), allowed="the 40 hex digits of a commit: a branch moves"
-            )
-            raise ConfigError([problem])
-        return self.model_dump(mode="json") | ({"files": _contents(files)} if files else {})
+        files = sorted(file for file in local(self.dataset).rglob("*") if file.is_file())
+        if not files:
+            _check_commit(self.revision, ("data", "source", "revision"))
+        return bearing(self, self.model_dump(mode="json")) | ({"files": _contents(files)} if files else {})
+
+
+def _check_commit(revision: str, path: FieldPath) -> None:
+    """Raises ConfigError for a revision that can move, as a branch or a tag does."""
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        allowed = "the 40 hex digits of a commit: a branch or a tag moves"
+        raise ConfigError([Problem(path=path, received=repr(revision), allowed=allowed)])
 
 
 class BPETokenizer(StrictModel):
@@ -155,9 +263,9 @@ class PretrainedTokenizer(StrictModel):
     def identity(self) -> dict[str, Any]:
         """A hub id by its revision, a local folder by the content of its tokenizer files.
 
-        Raises ConfigError for a hub id without a revision, and for a folder without such files.
+        Raises ConfigError for a hub id without the revision of a commit, and for a folder without such files.
         """
-        folder = Path(self.path)
+        folder = local(self.path)
         if not folder.is_dir():
             if self.revision is None:
                 received = f"{self.path!r}, which is no folder, and no revision"
@@ -165,6 +273,7 @@ class PretrainedTokenizer(StrictModel):
                     path=("data", "tokenizer"), received=received, allowed="a folder, or a hub id and its revision"
                 )
                 raise ConfigError([problem])
+            _check_commit(self.revision, ("data", "tokenizer", "revision"))
             return self.model_dump(mode="json")
         suffixes = (".json", ".txt", ".model")  # every form of vocabulary that transformers reads
         names = [self.gguf_file] if self.gguf_file else [f.name for f in folder.iterdir() if f.suffix in suffixes]

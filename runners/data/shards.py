@@ -7,21 +7,26 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
+from llama_variants.errors import ConfigError, Problem
 from runners.data import tokenizer as tokenizers
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
-from runners.data.config import DataConfig, DataError, file_sha256
-from runners.data.sources import Documents, Split
+from runners.data.config import BPETokenizer, DataConfig, DataError, FilesSource, file_sha256
+from runners.data.sources import Document, Documents, Split
 from runners.data.tokenizer import TextTokenizer
 
 _CHUNK = 64  # documents encoded together: a second or two of work
 _SAY_EVERY_S = 5.0
+MAX_LOST = 0.001
+"""Of a text's characters. SmolLM2's own tokenizer has no token for a few control characters; one that lower-cases loses
+a few in a hundred."""
 
 
 def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda text: None) -> Corpus:
@@ -37,8 +42,7 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
         DataError: when the environment fails (network, damaged wheel, damaged cache).
     """
     identity = config.identity()
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / "corpora" / name
+    folder = _folder(identity, cache)
     manifest = folder / "manifest.json"
     if not manifest.exists():
         try:
@@ -49,6 +53,26 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
     return Corpus.open(folder, json.loads(manifest.read_text()))
+
+
+def known_sizes(config: DataConfig, cache: Path) -> tuple[int, int] | None:
+    """Tokens of both splits, training first: exactly where the corpus is built, else at most; None where not known.
+
+    A byte-level BPE makes no more tokens of a text than it has bytes, and one that ends each document.
+    """
+    manifest = _folder(config.identity(), cache) / "manifest.json"
+    if manifest.exists():
+        splits = json.loads(manifest.read_text())["splits"]
+        return splits["train"]["tokens"], splits["validation"]["tokens"]
+    if isinstance(config.source, FilesSource) and isinstance(config.tokenizer, BPETokenizer):
+        train, validation = (config.source.most_bytes(split) for split in ("train", "validation"))
+        return (train, validation) if train is not None and validation is not None else None
+    return None
+
+
+def _folder(identity: dict[str, Any], cache: Path) -> Path:
+    """Where the corpus of an identity is, or would be."""
+    return cache / "corpora" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Path, say: Callable[[str], None]) -> None:
@@ -73,6 +97,7 @@ def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Pa
             "end_id": tokenizer.end_id,
             "splits": splits,
             "sha256": digests,
+            "files": documents.files,
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
     train, validation = splits["train"], splits["validation"]
@@ -96,28 +121,74 @@ def _write_split(
     domains: dict[str, dict[str, int]] = {}  # in order; the documents of one stand together
     said = time.monotonic()
     end = np.asarray([tokenizer.end_id])
-    stream = documents.read(split)
+    stream, losses = documents.read(split), _Losses()
     with (folder / f"{split}.bin").open("wb") as file:
         while chunk := list(itertools.islice(stream, _CHUNK)):
             encoded = tokenizer.encode([document.text for document in chunk])
-            for document, ids in zip(chunk, encoded, strict=True):
+            for place, (document, ids) in enumerate(zip(chunk, encoded, strict=True)):
                 file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
                 size = len(document.text.encode())
+                losses.look(tokenizer, document, ids, size, sampled=place == 0 or document.domain not in domains)
                 record = domains.setdefault(document.domain, {"start": offsets[-1], "tokens": 0, "bytes": 0})
                 record["tokens"] += len(ids) + 1
                 record["bytes"] += size
                 num_bytes += size
                 offsets.append(offsets[-1] + len(ids) + 1)
+            losses.check()
             if time.monotonic() - said > _SAY_EVERY_S:
                 say(f"{split}: {len(offsets) - 1:,} documents, {num_bytes / 1e6:,.0f} MB, {offsets[-1]:,} tokens")
                 said = time.monotonic()
-    if len(offsets) == 1:
-        raise DataError(f"the {split} split has no text; duplicates dropped: {documents.dropped[split]:,}")
+    if skipped := documents.bad_rows(split):
+        say(f"{split}: {skipped}")
+    if losses.lost:
+        say(f"{split}: the tokenizer loses {losses.lost:,} characters, the first {losses.first}")
     np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
+    counts = documents.counts[split]
     return {
         "tokens": offsets[-1],
         "documents": len(offsets) - 1,
         "bytes": num_bytes,
-        "duplicates_dropped": documents.dropped[split],
+        "duplicates_dropped": counts["duplicates"] + counts["in_validation"],
+        "in_validation": counts["in_validation"],
+        "empty": counts["empty"],
+        "bad_rows": counts["bad_rows"],
+        "characters_lost": losses.lost,
         "domains": domains,
     }
+
+
+@dataclass(kw_only=True)
+class _Losses:
+    """Characters of a split that its tokens do not give back.
+
+    All documents are looked at for text that is dropped, which shows in the number of bytes; those of a sample also for
+    text that is replaced by as many others.
+    """
+
+    characters: int = 0
+    lost: int = 0
+    sampled: int = 0
+    lost_in_sample: int = 0
+    first: str = ""
+
+    def look(self, tokenizer: TextTokenizer, document: Document, ids: np.ndarray, size: int, sampled: bool) -> None:
+        """Count those of a document, whose text has ``size`` bytes."""
+        text = document.text
+        self.characters += len(text)
+        if sampled or tokenizer.num_bytes(ids) != size:
+            lost, words = tokenizer.lost(text, ids)
+            self.lost += lost
+            self.first = self.first or (words and f"of {document.domain} {words}")
+            if sampled:
+                self.sampled += len(text)
+                self.lost_in_sample += lost
+
+    def check(self) -> None:
+        """Raises ConfigError where more than :data:`MAX_LOST` of all text, or of the sample, is lost."""
+        if self.lost > MAX_LOST * self.characters or self.lost_in_sample > MAX_LOST * self.sampled:
+            problem = Problem(
+                path=("data", "tokenizer"),
+                received=f"one that loses text, {self.lost:,} characters so far: {self.first}",
+                allowed="a tokenizer that gives back what it is given, such as a byte-level BPE (type: bpe)",
+            )
+            raise ConfigError([problem])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import DataConfig, DataError, FilesSource, HubSource, PackagesSource, pin_name
+from runners.data.config import DataConfig, DataError, FilesSource, HubSource, PackagesSource, local, pin_name
+from runners.data.rows import BadRow, as_text, read_rows
 
 Split = Literal["train", "validation"]
-_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # any other file is one document of text
 
 
 @dataclass(frozen=True)
@@ -29,64 +29,129 @@ class Document:
 class Documents:
     """The documents of both splits. A text that is in both belongs to validation alone.
 
-    ``dropped`` counts the exact duplicates left out of each split, once that split has been read to its end.
+    ``counts``: of each split that has been read to its end, how many texts were left out: ``duplicates``,
+    ``in_validation``, ``empty`` and ``bad_rows``. ``files``: of a split's files, how each was read, and its rows.
     """
 
     def __init__(self, config: DataConfig, cache: Path) -> None:
         self.source = config.source
         self.cache = cache
-        self.dropped: Counter[str] = Counter()
+        self.counts: dict[Split, Counter[str]] = {}
+        self.files: dict[Split, list[dict[str, Any]]] = {}
         self._held_out: set[bytes] | None = None
+        self._first_bad: dict[Split, str] = {}
 
     def fetch(self, say: Callable[[str], None]) -> None:
-        """Have every wheel here before work starts, so that one that cannot be had fails early."""
+        """Have every wheel here before work starts, so that one that cannot be had fails early; say what is taken."""
         if isinstance(self.source, PackagesSource):
             for pin in (*self.source.train, *self.source.validation):
                 say(f"fetching {pin.partition(' ')[0]}")
                 packages.fetch(pin, self.cache)
+        if isinstance(self.source, FilesSource):
+            for split in ("train", "validation"):
+                say(f"{split}: {self.source.taken(split)}")
 
     def read(self, split: Split) -> Iterator[Document]:
-        """Every document of ``split``, in an order that depends on the declaration alone. Empty texts are left out."""
+        """Every document of ``split``, in an order that depends on the declaration alone. Empty texts are left out.
+
+        Raises ConfigError at a row without text, where such are not to be skipped, and when nothing is left.
+        """
         held_out: set[bytes] = set()
         if split == "train":
             if self._held_out is None:
-                self._held_out = {_digest(document.text) for document in self._raw("validation")}
+                self._held_out = {_digest(document.text) for document in self._raw("validation", Counter())}
             held_out = self._held_out
         seen: set[bytes] = set()
-        dropped = 0
-        for document in self._raw(split):
+        counts: Counter[str] = Counter()
+        for document in self._raw(split, counts):
             digest = _digest(document.text)
-            if digest in seen or digest in held_out:
-                dropped += 1
-            elif document.text:
+            if not document.text:
+                counts["empty"] += 1
+            elif digest in held_out:
+                counts["in_validation"] += 1
+            elif digest in seen:
+                counts["duplicates"] += 1
+            else:
                 seen.add(digest)
                 yield document
-        self.dropped[split] = dropped
+        self.counts[split] = counts
+        if not seen:
+            raise self._nothing(split, counts)
 
-    def _raw(self, split: Split) -> Iterator[Document]:
+    def bad_rows(self, split: Split) -> str:
+        """How many rows of a split that has been read were skipped, and the first, in words; empty where none was."""
+        count = self.counts[split]["bad_rows"]
+        return f"{count:,} rows without text skipped, the first at {self._first_bad[split]}" if count else ""
+
+    def _nothing(self, split: Split, counts: Counter[str]) -> ConfigError:
+        words = {
+            "in_validation": "stand in validation too, which keeps what is in both",
+            "empty": "are empty",
+            "bad_rows": "give no text",
+        }
+        reasons = [f"{counts[name]:,} {what}" for name, what in words.items() if counts[name]]
+        if split in self._first_bad:
+            reasons.append(f"the first at {self._first_bad[split]}")
+        received = f"no document: {', '.join(reasons) or 'it has no rows'}"
+        allowed = "text" if split == "validation" else "text that validation does not have"
+        return ConfigError([Problem(path=("data", "source", split), received=received, allowed=allowed)])
+
+    def _raw(self, split: Split, counts: Counter[str]) -> Iterator[Document]:
         if isinstance(self.source, PackagesSource):
             return self._from_packages(self.source, split)
-        return self._from_datasets(self.source, split)
+        if isinstance(self.source, FilesSource):
+            return self._from_files(self.source, split, counts)
+        return self._from_hub(self.source, split, counts)
 
     def _from_packages(self, source: PackagesSource, split: Split) -> Iterator[Document]:
         for pin in sorted(getattr(source, split), key=pin_name):
             for _, text in packages.read_texts(packages.fetch(pin, self.cache), source.extensions):
                 yield Document(pin_name(pin), text)
 
-    def _from_datasets(self, source: FilesSource | HubSource, split: Split) -> Iterator[Document]:
-        if isinstance(source, HubSource):
-            name, _, bounds = getattr(source, split).rstrip("]").partition("[")  # "train" or "train[2000:50000]"
-            start, _, stop = bounds.partition(":")
-            rows = _rows(source.dataset, source.config, split=name, revision=source.revision)
-            rows = islice(rows, int(start or 0), int(stop) if stop else None)
-            yield from _texts(rows, source.text_field, source.dataset)
-            return
-        for file in source.files(split):
-            kind = _FORMATS.get(file.suffix)
-            options = {} if kind else {"sample_by": "document"}
-            # Escaped, since datasets takes the name for a pattern, and finds nothing where it holds a bracket.
-            rows = _rows(kind or "text", split="train", data_files=glob.escape(str(file)), **options)
-            yield from _texts(rows, source.text_field if kind else "text", file.as_posix())
+    def _from_files(self, source: FilesSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
+        self.files[split] = []
+        for file, how in source.readings(split):
+            rows: Counter[str] = Counter(rows=0, bad_rows=0)
+            for row in read_rows(file, how, source.text_field):
+                rows["rows"] += 1
+                if isinstance(row, BadRow):
+                    rows["bad_rows"] += 1
+                    self._skip(split, file.as_posix(), row, counts)
+                else:
+                    yield Document(file.as_posix(), row)
+            self.files[split].append({"file": file.as_posix(), "read_as": str(how), **rows})
+
+    def _from_hub(self, source: HubSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
+        name, _, bounds = getattr(source, split).rstrip("]").partition("[")  # "train" or "train[2000:50000]"
+        start, _, stop = bounds.partition(":")
+        folder = local(source.dataset)
+        rows = _rows(
+            str(folder) if folder.is_dir() else source.dataset, source.config, split=name, revision=source.revision
+        )
+        first = int(start or 0)
+        for number, row in enumerate(islice(rows, first, int(stop) if stop else None), start=first + 1):
+            place = f"row {number} of {name}"
+            if source.text_field in row:
+                text = as_text(row[source.text_field], place)
+            else:
+                text = BadRow(place, f"no {source.text_field!r}; its fields are {', '.join(row)}")
+            if isinstance(text, BadRow):
+                self._skip(split, source.dataset, text, counts)
+            else:
+                yield Document(source.dataset, text)
+
+    def _skip(self, split: Split, name: str, row: BadRow, counts: Counter[str]) -> None:
+        """Count a row that gives no text. Raises ConfigError where such are not to be skipped."""
+        where = f"{name}, {row.place}" if row.place else name
+        assert not isinstance(self.source, PackagesSource)
+        if self.source.on_bad_row == "error":
+            wanted = f"text in {self.source.text_field!r}" if row.place else "UTF-8"
+            allowed = f"{wanted}; `on_bad_row: skip` leaves out and counts what has none"
+            raise ConfigError(
+                [Problem(path=("data", "source", split), where=where, received=row.found, allowed=allowed)]
+            )
+        counts["bad_rows"] += 1
+        self._first_bad.setdefault(split, f"{where}: {row.found}")
 
 
 def _rows(*arguments: str | None, **options: Any) -> Iterator[dict[str, Any]]:
@@ -97,15 +162,7 @@ def _rows(*arguments: str | None, **options: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from datasets.load_dataset(*arguments, streaming=True, **options)
     except Exception as error:  # whatever a hub, a script or a parser may raise, at once or at some row
-        name = options.get("data_files", arguments[0])
-        raise DataError(f"datasets could not read {name}: {type(error).__name__}: {error}") from None
-
-
-def _texts(rows: Iterator[dict[str, Any]], field: str, domain: str) -> Iterator[Document]:
-    for row in rows:
-        if not isinstance(row.get(field), str):
-            raise DataError(f"{domain}: a row without text in {field!r}; its fields are {', '.join(row)}")
-        yield Document(domain, row[field])
+        raise DataError(f"datasets could not read {arguments[0]}: {type(error).__name__}: {error}") from None
 
 
 def _digest(text: str) -> bytes:

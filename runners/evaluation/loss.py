@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 from analysis.store.schema import METRICS, Metric
+from runners.data.token_bytes import token_bytes
 from runners.evaluation.subject import Subject
 from runners.planning.components import PROBE, ProbeConfig
 
@@ -15,6 +15,8 @@ from runners.planning.components import PROBE, ProbeConfig
 class Loss:
     """Mean next-token cross-entropy over the fixed windows, in nats per token and in bits per byte of text.
 
+    ``val/bits_per_byte`` is the sum over all predicted tokens of these windows for each byte of text behind them. A
+    window's first token is not predicted and counts in neither; the token that ends a document stands for no byte.
     ``val/loss_se`` is the standard error over windows: of the choice of text, not of the seed.
     """
 
@@ -33,9 +35,11 @@ class Loss:
     def __call__(self, subject: Subject) -> dict[str, float]:
         """The subject's losses."""
         found = subject.evaluation
-        bits_per_byte = 1 / (math.log(2) * subject.corpus.validation.bytes_per_token)  # of one nat per token
+        seq_len = subject.recipe.train.seq_len
+        places = subject.corpus.validation.fixed_places(subject.num_windows, seq_len)
+        bits_per_byte = token_bytes(subject.corpus).bits_per_byte(found.loss_nats, places, seq_len)
         return {
             "val/loss": found.loss_nats,
-            "val/bits_per_byte": found.loss_nats * bits_per_byte,
+            "val/bits_per_byte": bits_per_byte,
             "val/loss_se": found.se_nats,
         }

@@ -15,6 +15,7 @@ import torch
 from filelock import Timeout
 
 from llama_variants import LlamaForCausalLM
+from llama_variants.errors import ConfigError
 from runners.data import Corpus, DataError, prepare
 from runners.execution.journal import Journal
 from runners.planning.recipe import run_key
@@ -76,6 +77,8 @@ def execute(
             processes.most(0)
         except CheckpointError as error:
             _end(run, processes, "FAILED", str(error))
+        except ConfigError as error:
+            _end(run, processes, "FAILED", "; ".join(map(str, error.problems)))
         except Exception as error:
             last = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {last[0] if last else ''}"

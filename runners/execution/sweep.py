@@ -47,7 +47,7 @@ def run_plan(
     ``options`` is asked for when there is a run to carry out, since its module loads the model's; ``mirrors``: those of
     the command, which reports from them afterwards.
     """
-    from runners.data.shards import prepare
+    from runners.data.shards import known_sizes, prepare
 
     known = statuses(plan, root)
     others, old = made_otherwise(plan, root, known, slots), made_apart(plan, known, slots)
@@ -60,9 +60,10 @@ def run_plan(
     if not fresh:
         _note_incomparable(others if todo else {}, old, console)
     if todo:
-        corpus = prepare(
-            plan.arms[0].recipe.data, cache, say=lambda text: console.print(f"data: {text}", highlight=False)
-        )
+        data = plan.arms[0].recipe.data
+        plan.check_sizes(known_sizes(data, cache))  # before much is tokenized for nothing
+        corpus = prepare(data, cache, say=lambda text: console.print(f"data: {text}", highlight=False))
+        plan.check_sizes(known_sizes(data, cache))
         for arm in plan.arms:
             arm.recipe.check_corpus(corpus)
     mirror = (mirrors or Mirrors(root)).of(plan)

@@ -62,6 +62,22 @@ class Plan:
         """Runs of budgets, which count where another experiment on this base made them."""
         return [run for arm in self.budgets for run in arm.runs]
 
+    def check_sizes(self, sizes: tuple[int, int] | None) -> None:
+        """Raises ConfigError where splits of at most ``sizes`` tokens, for training and validation, are too small.
+
+        ``None``, where nothing is known of them, is no problem.
+        """
+        arms: dict[Problem, list[str]] = {}
+        for arm in self.arms:
+            for problem in arm.recipe.size_problems(*sizes) if sizes else ():
+                arms.setdefault(problem, []).append(arm.name)
+        if arms:
+            problems = [
+                replace(problem, received=f"{problem.received} ({', '.join(names)})") for problem, names in arms.items()
+            ]
+            count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+            raise ConfigError(problems, title=f"{self.name} on {self.base}: {count}, nothing was run")
+
     def design(self) -> schema.Design:
         """The declaration that the tracking store keeps and the analysis judges by."""
         return schema.Design(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 SEMANTICS = 1
 """Version of the training loop: raised whenever the same recipe gives other losses, so that old runs stop counting."""
+
+MAX_EPOCHS = 16.0
+"""Repeating data is nearly as good as new data for 4 epochs and worth nothing beyond some 16 (arXiv:2305.16264)."""
 
 
 class TrainConfig(StrictModel):
@@ -222,6 +225,26 @@ class Recipe:
             allowed = f"at least the tokenizer's {size}"
             problem = Problem(path=("model", "vocab_size"), received=str(self.model.vocab_size), allowed=allowed)
             raise ConfigError([problem])
+
+    def size_problems(self, train_tokens: int, validation_tokens: int) -> Iterator[Problem]:
+        """For what of this recipe splits of so many tokens are too small."""
+        config, seq_len = self.train, self.train.seq_len
+        windows = train_tokens // seq_len
+        if config.num_tokens > MAX_EPOCHS * windows * seq_len:
+            passes = f"{config.num_tokens / (windows * seq_len):,.1f}" if windows else "endless"
+            yield Problem(
+                path=("train", "num_steps"),
+                received=f"{config.num_steps:,}, whose {config.num_tokens:,} tokens are {passes} passes over the text",
+                allowed=f"at most {MAX_EPOCHS:g} passes, which are "
+                f"{int(MAX_EPOCHS * windows * seq_len) // config.tokens_per_step:,} steps; more memorise it",
+            )
+        windows = validation_tokens // seq_len
+        if self.eval.num_windows > windows:
+            yield Problem(
+                path=("eval", "num_windows"),
+                received=f"{self.eval.num_windows:,}",
+                allowed=f"at most {windows:,}: the validation text has no more windows of {seq_len:,} tokens",
+            )
 
     def with_model(self, model: ModelConfig) -> Recipe:
         """The same recipe for another model."""

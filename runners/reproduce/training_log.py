@@ -8,7 +8,6 @@ LR: 2.20e-06``), with more behind.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch
 from analysis.store.stratum import Stratum
 from llama_variants import load_pretrained
 from runners.data.batches import Corpus
+from runners.data.token_bytes import token_bytes
 from runners.planning.recipe import run_key
 from runners.runs.folder import RunFolder
 from runners.training.loss import evaluate
@@ -233,13 +233,13 @@ def _by_domain(run: RunFolder, corpus: Corpus, device: torch.device) -> list[str
     micro_batch = int(run.rows()[0][-1]["metrics"]["memory/micro_batch"])
     windows = split.windows(count, seq_len)
     losses = evaluate(model, windows, batch_size=micro_batch, precision=recipe.train.precision).windows
-    starts = torch.from_numpy(split.fixed_places(count, seq_len)) * seq_len
-    lines = []
+    places = split.fixed_places(count, seq_len)
+    starts, lines = torch.from_numpy(places) * seq_len, []
     for name, domain in corpus.manifest["splits"]["validation"]["domains"].items():
         inside = (starts >= domain["start"]) & (starts < domain["start"] + domain["tokens"])
         if not inside.any():
             continue
         loss = float(losses[inside].mean())
-        bits = loss / math.log(2) * domain["tokens"] / domain["bytes"]
+        bits = token_bytes(corpus).bits_per_byte(loss, places[inside.numpy()], seq_len)
         lines.append(f"# final on {name}: validation loss {loss!r}, bits/byte {bits!r}, {int(inside.sum())} windows")
     return lines

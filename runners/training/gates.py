@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from runners.planning.components import SCHEDULE
-from runners.planning.recipe import TrainConfig
+from runners.planning.recipe import Recipe, TrainConfig
 
 if TYPE_CHECKING:  # with transformers, which the gates of a recipe do without
     from llama_variants import LlamaForCausalLM
@@ -27,8 +27,6 @@ MIN_LR = 1e-9
 REFERENCE_LR, REFERENCE_TOKENS = 3e-3, 2**20
 """SmolLM2-135M's own peak rate and batch (huggingface/smollm, config_smollm2_135M.yaml). Copied to batches of a few
 thousand tokens without warm-up, that rate is known to fail."""
-MAX_EPOCHS = 16.0
-"""Repeating data is nearly as good as new data for 4 epochs and worth nothing beyond some 16 (arXiv:2305.16264)."""
 PROBES, PROBE_TOKENS = 64, 64  # passages spread over the validation text
 MAX_SHARED = 0.1  # of them; a licence text may well stand in both splits
 PLATEAU_STEPS = 100  # a run shorter than this shows no plateau
@@ -62,14 +60,10 @@ def check_recipe(train: TrainConfig) -> None:
         raise RunInvalid(fault)
 
 
-def check_data(corpus: Corpus, train: TrainConfig) -> None:
-    """Raises RunInvalid when the run would repeat its text too often, or be shown what it is judged on."""
-    epochs = corpus.train.epochs(train.num_tokens, train.seq_len)
-    if epochs > MAX_EPOCHS:
-        raise RunInvalid(
-            f"epochs: {train.num_tokens:,} tokens are {epochs:,.1f} passes over the training text; "
-            f"more than {MAX_EPOCHS:g} memorise it"
-        )
+def check_data(corpus: Corpus, recipe: Recipe) -> None:
+    """Raises RunInvalid when a split is too small for the recipe, or the run would be shown what it is judged on."""
+    for problem in recipe.size_problems(len(corpus.train.tokens), len(corpus.validation.tokens)):
+        raise RunInvalid(str(problem))
     tokens = corpus.validation.tokens
     length = min(PROBE_TOKENS, len(tokens))
     starts = np.unique(np.linspace(0, len(tokens) - length, PROBES).astype(int))

@@ -19,7 +19,6 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
 
     Raises:
         RunInvalid: when a validity gate fails.
-        DataError: when the validation text has fewer windows than the recipe evaluates on.
         CheckpointError: when ``checkpoint`` is of another model.
     """
     recipe, device, world, config = training.recipe, training.device, training.world, training.recipe.train
@@ -27,8 +26,7 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
     memory.keep_freed(device)
     memory.reset_peak(device)
     gates.check_recipe(config)
-    gates.check_data(training.corpus, config)
-    training.corpus.validation.fixed_places(recipe.eval.num_windows, config.seq_len)  # raises where they are too few
+    gates.check_data(training.corpus, recipe)
     training.model = model = build_model(recipe.model, seed=training.seed, device=device)
     training.optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
     training.progress = progress = Progress.of(checkpoint.state if checkpoint else None, config)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from runners.verbs.common import (
+    CACHE,
     RUNS,
     Context,
     OnExperiment,
@@ -57,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(options: Options, context: Context) -> int:
     """Print the plan of each stage."""
     whole = read_plan(options)
+    from runners.data.shards import known_sizes
+
+    for stage in whole.stages:
+        stage.check_sizes(known_sizes(stage.arms[0].recipe.data, CACHE))
     slots = choose_slots(whole, options.device, options.jobs)
     previews = [preview(stage, RUNS, slots) for stage in whole.stages]
     if options.as_json:
@@ -105,6 +110,7 @@ class Preview:
     margin: float
     screen: bool
     faults: Mapping[str, list[str]]  # what would make runs invalid, and of which arms
+    files: Mapping[str, str]  # which the splits take, where they are local ones
     made_otherwise: Mapping[str, int]  # in what finished runs differ from those made now, and how many do
 
 
@@ -143,8 +149,16 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         margin=plan.decide.margin,
         screen=plan.screen,
         faults=faults,
+        files=_files(control),
         made_otherwise=Counter(others[run] for run in others if known[run.key].state == "FINISHED"),
     )
+
+
+def _files(control: PlannedArm) -> dict[str, str]:
+    from runners.data.config import FilesSource
+
+    source = control.recipe.data.source
+    return {split: source.taken(split) for split in ("train", "validation")} if isinstance(source, FilesSource) else {}
 
 
 def _row(arm: PlannedArm, control: PlannedArm, known: Statuses, others: Container[PlannedRun]) -> Row:
@@ -216,6 +230,8 @@ def preview_text(found: Preview, paired: bool) -> str:
         f"(by {found.estimate_basis})",
         highlight=False,
     )
+    for split, files in found.files.items():
+        console.print(f"{split} files: {files}", highlight=False)
     for other, count in found.made_otherwise.items():
         console.print(
             f"note: {count} finished runs do not count beside runs made now, made with another {other}; "

@@ -52,18 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(options: Options, context: Context) -> int:
-    """Carry out the run, or go on with it. 1 where it does not finish."""
+    """Carry out the run, or go on with it. 1 where it does not finish, or its data cannot be had."""
     plan = read_plan(options)
     run = plan.run_of(options.arm, options.index)
     stop_after = _step(options.stop_after, run.recipe.train.num_steps)
     slots = choose_slots(plan, options.device)
     import torch
 
+    from runners.data import DataError, prepare
+    from runners.data.shards import known_sizes
     from runners.execution.one_run import execute
     from runners.runs.folder import RunFolder
 
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
     title = f"{run.arm} seed {run.seed}"
+    try:  # what is wrong with the text is said before there is a run
+        plan.check_sizes(known_sizes(run.recipe.data, CACHE))
+        prepare(run.recipe.data, CACHE, print_now if context.first else lambda text: None)
+        plan.check_sizes(known_sizes(run.recipe.data, CACHE))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     folder = RunFolder(RUNS, run.key, echo=lambda text: print_now(f"{title}: {text}"))
     folder.on_row = progress(title, run.recipe.train.num_steps)
     if context.first:

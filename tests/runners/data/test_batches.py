@@ -90,5 +90,4 @@ def test_too_few_tokens_are_an_error_with_numbers() -> None:
 
 def test_units() -> None:
     split = split_of(105)
-    assert split.bytes_per_token == 3
     assert split.epochs(400, 10) == 4

@@ -105,7 +105,18 @@ def test_a_hub_tokenizer_needs_a_revision() -> None:
     spec = {"type": "pretrained", "path": "owner/name"}
     with pytest.raises(ConfigError, match="no revision"):
         config(tokenizer=spec).identity()
-    assert config(tokenizer=spec | {"revision": "abc"}).identity()["tokenizer"]["revision"] == "abc"
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert config(tokenizer=spec | {"revision": commit}).identity()["tokenizer"]["revision"] == commit
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/1", "0123456", "0" * 39 + "G", "A" * 40])
+def test_a_revision_that_can_move_is_no_identity(revision: str) -> None:
+    tokenizer = {"type": "pretrained", "path": "owner/name", "revision": revision}
+    with pytest.raises(ConfigError, match=r"data\.tokenizer\.revision: .*the 40 hex digits of a commit"):
+        config(tokenizer=tokenizer).identity()
+    hub = {"type": "hub", "dataset": "owner/set", "train": "train", "validation": "test", "revision": revision}
+    with pytest.raises(ConfigError, match=r"data\.source\.revision: .*the 40 hex digits of a commit"):
+        config(hub).identity()
 
 
 def test_a_local_dataset_folder_is_known_by_its_content(tmp_path: Path) -> None:
@@ -114,3 +125,13 @@ def test_a_local_dataset_folder_is_known_by_its_content(tmp_path: Path) -> None:
     before = config(hub).identity()
     (tmp_path / "train.jsonl").write_text('{"text": "two!"}\n')
     assert config(hub).identity() != before
+
+
+def test_home_is_expanded_in_every_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n')
+    tokenizer = {"type": "pretrained", "path": "~"}
+    assert config(tokenizer=tokenizer).identity() == config(tokenizer=tokenizer | {"path": str(tmp_path)}).identity()
+    hub = {"type": "hub", "dataset": "~/", "train": "train[:1]", "validation": "train[1:]", "revision": "r"}
+    assert [name for name, _ in config(hub).identity()["source"]["files"]] == ["tokenizer.json", "train.jsonl"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from llama_variants import build_model
 from runners.data.shards import prepare
@@ -62,8 +63,12 @@ def test_losses_by_domain_average_to_the_loss(project, monkeypatch):
     assert sum(counts) == 8
     mean = sum(n * loss for n, loss in zip(counts, domains.values(), strict=True)) / 8
     assert mean == pytest.approx(measured["val/loss"], abs=1e-9)
-    bits = measured["val/loss"] / math.log(2) / corpus.validation.bytes_per_token
-    assert measured["val/bits_per_byte"] == pytest.approx(bits)
+    tokenizer = Tokenizer.from_file(str(corpus.folder / "tokenizer.json"))
+    windows = corpus.validation.windows(8, 32)
+    # In ASCII each token is a text of its own; the end of a document is none.
+    text = "".join(tokenizer.decode([i for i in row[1:] if i != corpus.manifest["end_id"]]) for row in windows.tolist())
+    assert text.isascii()
+    assert measured["val/bits_per_byte"] == pytest.approx(measured["val/loss"] * 8 * 31 / math.log(2) / len(text))
     assert measured["val/loss_se"] > 0
 
 
@@ -132,8 +137,8 @@ def test_too_few_validation_windows_are_found_before_the_first_step(project, mon
     _, recipe = load_base(Path("experiments/base/micro.yaml"))
     run = new_run(project, replace(recipe, eval=recipe.eval.model_copy(update={"num_windows": 100_000})))
     execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
-    assert run.status.state == "FAILED"
-    assert "not 100,000" in run.status.reason
+    assert run.status.state == "INVALID"
+    assert re.search(r"eval\.num_windows: received 100,000; allowed: at most \d+: ", run.status.reason)
     assert run.rows()[0] == []
 
 

@@ -158,7 +158,11 @@ def nothing(patch: Patch) -> None:
         (rate_that_underflows, {"num_steps": 60}, "learning rate: 5.96e-10 at step 25"),
         (rate_scheduled_twice, {}, "learning rate: the optimizer's is .*e-1.* at step"),
         (validation_is_the_head_of_training, {}, "validation: 64 of 64 passages of 64 tokens stand word for word"),
-        (nothing, {"num_steps": 20_000}, "epochs: 2,560,000 tokens are .* passes over the training text"),
+        (
+            nothing,
+            {"num_steps": 20_000},
+            r"train\.num_steps: received 20,000, whose 2,560,000 tokens are .* passes over the text",
+        ),
         (nothing, {"warmup_steps": 0}, "warm-up: none, at a learning rate of 0.01 and 128 tokens a step"),
         (frozen_weights, {"num_steps": 120}, "plateau: after 103 steps .*; guessing gives 5.7038"),
         (torn_tie, {}, "tied head"),
