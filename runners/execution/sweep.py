@@ -62,7 +62,10 @@ def run_plan(
     if todo:
         data = plan.arms[0].recipe.data
         plan.check_sizes(known_sizes(data, cache))  # before much is tokenized for nothing
-        corpus = prepare(data, cache, say=lambda text: console.print(f"data: {text}", highlight=False))
+        least = min(arm.recipe.model.vocab_size for arm in plan.arms)
+        corpus = prepare(
+            data, cache, say=lambda text: console.print(f"data: {text}", highlight=False), vocab_size=least
+        )
         plan.check_sizes(known_sizes(data, cache))
         for arm in plan.arms:
             arm.recipe.check_corpus(corpus)

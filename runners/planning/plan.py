@@ -17,6 +17,7 @@ from runners.planning import strict_yaml
 from runners.planning.lookup import find_file, refusal
 
 if TYPE_CHECKING:
+    from runners.data.shards import Sizes
     from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun
     from runners.planning.files import Decide, Delta, ExperimentFile, Mode
 
@@ -62,14 +63,11 @@ class Plan:
         """Runs of budgets, which count where another experiment on this base made them."""
         return [run for arm in self.budgets for run in arm.runs]
 
-    def check_sizes(self, sizes: tuple[int, int] | None) -> None:
-        """Raises ConfigError where splits of at most ``sizes`` tokens, for training and validation, are too small.
-
-        ``None``, where nothing is known of them, is no problem.
-        """
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Raises ConfigError where a corpus of at most these ``sizes`` is too small, or its tokenizer too large."""
         arms: dict[Problem, list[str]] = {}
         for arm in self.arms:
-            for problem in arm.recipe.size_problems(*sizes) if sizes else ():
+            for problem in arm.recipe.size_problems(sizes):
                 arms.setdefault(problem, []).append(arm.name)
         if arms:
             problems = [

@@ -15,7 +15,7 @@ from llama_variants.config import ModelConfig
 from llama_variants.errors import ConfigError, M, Problem, StrictModel, check, show
 from llama_variants.registry import ComponentConfig
 from llama_variants.types import OBSERVES, bearing
-from runners.data.config import DataConfig
+from runners.data.config import DataConfig, too_large
 from runners.planning.components import (
     OPTIMIZER,
     PROBE,
@@ -28,6 +28,7 @@ from runners.planning.components import (
 
 if TYPE_CHECKING:
     from runners.data.batches import Corpus
+    from runners.data.shards import Sizes
 
 SEMANTICS = 1
 """Version of the training loop: raised whenever the same recipe gives other losses, so that old runs stop counting."""
@@ -213,33 +214,33 @@ class Recipe:
         if self.train.seq_len > self.model.max_position_embeddings:
             allowed = f"at most model.max_position_embeddings ({self.model.max_position_embeddings})"
             yield Problem(path=("train", "seq_len"), received=str(self.train.seq_len), allowed=allowed)
-        vocab_size = getattr(self.data.tokenizer, "vocab_size", self.model.vocab_size)
-        if vocab_size > self.model.vocab_size:
-            allowed = f"at least the tokenizer's {vocab_size}"
-            yield Problem(path=("model", "vocab_size"), received=str(self.model.vocab_size), allowed=allowed)
+        yield from self._vocab_problems(getattr(self.data.tokenizer, "vocab_size", None))
+
+    def _vocab_problems(self, num_ids: int | None) -> Iterator[Problem]:
+        if num_ids is not None and num_ids > self.model.vocab_size:
+            yield too_large(num_ids, self.model.vocab_size)
 
     def check_corpus(self, corpus: Corpus) -> None:
         """Raises ConfigError when the corpus holds token ids that the model has no embedding for."""
-        size = corpus.manifest["vocab_size"]
-        if size > self.model.vocab_size:
-            allowed = f"at least the tokenizer's {size}"
-            problem = Problem(path=("model", "vocab_size"), received=str(self.model.vocab_size), allowed=allowed)
-            raise ConfigError([problem])
+        if problems := list(self._vocab_problems(corpus.manifest["vocab_size"])):
+            raise ConfigError(problems)
 
-    def size_problems(self, train_tokens: int, validation_tokens: int) -> Iterator[Problem]:
-        """For what of this recipe splits of so many tokens are too small."""
+    def size_problems(self, sizes: Sizes) -> Iterator[Problem]:
+        """For what of this recipe a corpus is too small, and whether its tokenizer is too large."""
+        yield from self._vocab_problems(sizes.vocab)
         config, seq_len = self.train, self.train.seq_len
-        windows = train_tokens // seq_len
-        if config.num_tokens > MAX_EPOCHS * windows * seq_len:
-            passes = f"{config.num_tokens / (windows * seq_len):,.1f}" if windows else "endless"
-            yield Problem(
-                path=("train", "num_steps"),
-                received=f"{config.num_steps:,}, whose {config.num_tokens:,} tokens are {passes} passes over the text",
-                allowed=f"at most {MAX_EPOCHS:g} passes, which are "
-                f"{int(MAX_EPOCHS * windows * seq_len) // config.tokens_per_step:,} steps; more memorise it",
-            )
-        windows = validation_tokens // seq_len
-        if self.eval.num_windows > windows:
+        if sizes.train is not None:
+            windows = sizes.train // seq_len
+            if config.num_tokens > MAX_EPOCHS * windows * seq_len:
+                passes = f"{config.num_tokens / (windows * seq_len):,.1f}" if windows else "endless"
+                yield Problem(
+                    path=("train", "num_steps"),
+                    received=f"{config.num_steps:,}, whose {config.num_tokens:,} tokens are {passes} passes over the "
+                    "text",
+                    allowed=f"at most {MAX_EPOCHS:g} passes, which are "
+                    f"{int(MAX_EPOCHS * windows * seq_len) // config.tokens_per_step:,} steps; more memorise it",
+                )
+        if sizes.validation is not None and self.eval.num_windows > (windows := sizes.validation // seq_len):
             yield Problem(
                 path=("eval", "num_windows"),
                 received=f"{self.eval.num_windows:,}",

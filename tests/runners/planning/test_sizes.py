@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_variants.errors import ConfigError
 from runners.cli import main
 from runners.data import DataConfig, prepare
-from runners.data.shards import known_sizes
+from runners.data.shards import Sizes, known_sizes
 from runners.planning.bases import load_base
 from runners.planning.recipe import MAX_EPOCHS, Recipe
 
@@ -68,9 +69,9 @@ def test_both_problems_are_told_at_once(here, capsys):
 
 def test_what_only_tokenizing_tells_stops_a_run_before_its_first_folder(here, capsys):
     """So many windows could be in so many bytes, but are not."""
-    most = known_sizes(load_base(BASE)[1].data, Path("cache"))
+    most = known_sizes(load_base(BASE)[1].data, Path("cache")).validation
     assert most is not None
-    change("num_windows: 8", f"num_windows: {most[1] // 32}")
+    change("num_windows: 8", f"num_windows: {most // 32}")
     assert main(["plan", EXPERIMENT]) == 0
     assert main(["run", EXPERIMENT, "--device", "cpu"]) == 2
     assert "the validation text has no more windows of 32 tokens" in capsys.readouterr().err
@@ -84,7 +85,7 @@ def test_of_compressed_files_nothing_is_known_before(here, capsys):
         file.unlink()
     change("-*.txt", "-*.txt.gz")
     change("num_windows: 8", "num_windows: 5000")
-    assert known_sizes(load_base(BASE)[1].data, Path("cache")) is None
+    assert known_sizes(load_base(BASE)[1].data, Path("cache")) == Sizes(vocab=300)
     assert main(["plan", EXPERIMENT]) == 0
     assert main(["train", EXPERIMENT, "control", "--device", "cpu"]) == 2
     assert not Path("runs").exists()
@@ -104,7 +105,8 @@ def test_a_bad_row_ends_in_2_without_a_run(here, capsys, verb):
 
 def test_an_arm_that_alone_sees_too_much_is_named(here, capsys):
     """Of the base's budgets the second repeats the text more often than the control does."""
-    train, _ = known_sizes(load_base(BASE)[1].data, Path("cache")) or (0, 0)
+    train = known_sizes(load_base(BASE)[1].data, Path("cache")).train
+    assert train
     steps = int(MAX_EPOCHS * (train // 32 * 32) / 128 / 2)
     change("num_steps: 30", f"num_steps: {steps}")
     change(
@@ -161,20 +163,65 @@ def test_no_corpus_has_more_tokens_than_are_promised(made_once, train, quoted):
         config = DataConfig.model_validate(fields)
         most = known_sizes(config, folder / "none")
         corpus = prepare(config, folder / "cache")
-        assert most is not None
-        assert len(corpus.train.tokens) <= most[0]
-        assert len(corpus.validation.tokens) <= most[1]
-        assert known_sizes(config, folder / "cache") == (len(corpus.train.tokens), len(corpus.validation.tokens))
+        exactly = Sizes(train=len(corpus.train.tokens), validation=len(corpus.validation.tokens), vocab=257)
+        assert most.train is not None
+        assert most.validation is not None
+        assert exactly.train <= most.train
+        assert exactly.validation <= most.validation
+        assert known_sizes(config, folder / "cache") == exactly
 
 
 def test_one_rule_decides_exactly_at_the_limit(recipe: Recipe):
     """16 passes are allowed, and windows are whole: what is left over at a split's end counts for nothing."""
     steps = recipe.train.num_steps  # of 128 tokens
     windows = steps * 128 // 32 // int(MAX_EPOCHS) + 1
-    assert not list(recipe.size_problems(windows * 32, 8 * 32))
-    (one,) = recipe.size_problems((windows - 1) * 32 + 31, 8 * 32)
+    assert not list(recipe.size_problems(Sizes(train=windows * 32, validation=8 * 32)))
+    (one,) = recipe.size_problems(Sizes(train=(windows - 1) * 32 + 31, validation=8 * 32))
     assert one.path == ("train", "num_steps")
-    (two,) = recipe.size_problems(windows * 32, 8 * 32 - 1)
+    (two,) = recipe.size_problems(Sizes(train=windows * 32, validation=8 * 32 - 1))
     assert two.path == ("eval", "num_windows")
     assert "at most 7" in two.allowed
-    assert len(list(recipe.size_problems(31, 31))) == 2
+    assert len(list(recipe.size_problems(Sizes(train=31, validation=31)))) == 2
+
+
+def large_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A pretrained tokenizer in a local folder, as transformers saves one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["a b c"], trainer)
+    backend.add_tokens([f"<{i}>" for i in range(vocab_size - backend.get_vocab_size())])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>").save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("verb", "num_ids", "fits"),
+    [(["plan"], 300, True), (["plan"], 301, False), (["run"], 301, False), (["train"], 4000, False)],
+)
+def test_a_tokenizer_larger_than_the_model_is_refused_before_it_has_tokenized(here, capsys, verb, num_ids, fits):
+    large_tokenizer(Path("own"), num_ids)
+    change("tokenizer: {type: bpe, vocab_size: 300}", "tokenizer: {type: pretrained, path: own}")
+    arguments = [*verb, EXPERIMENT, *(["control"] if verb == ["train"] else []), "--device", "cpu"]
+    assert main(arguments) == (0 if fits else 2)
+    if not fits:
+        error = capsys.readouterr().err
+        assert (
+            f"model.vocab_size: received 300 (control, again, theta_100); allowed: at least the tokenizer's {num_ids}"
+            in error
+        )
+        assert not Path("cache/corpora").exists()
+        assert not Path("runs").exists()
+
+
+def test_a_tokenizer_that_is_seen_only_when_it_is_there_is_refused_then(here):
+    """As one of a hub is, or of a wheel that has not been fetched."""
+    large_tokenizer(Path("own"), 400)
+    change("tokenizer: {type: bpe, vocab_size: 300}", "tokenizer: {type: pretrained, path: own}")
+    with pytest.raises(ConfigError, match="at least the tokenizer's 400"):
+        prepare(load_base(BASE)[1].data, Path("cache"), vocab_size=300)
+    assert not list(Path("cache/corpora").glob("*/*"))
