@@ -52,7 +52,7 @@ def prepare(config: DataConfig, cache: Path, say: Callable[[str], None] = lambda
                     _build(config, identity, folder, cache, say)
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
-    return Corpus.open(folder, json.loads(manifest.read_text()))
+    return Corpus.open(folder.absolute(), json.loads(manifest.read_text()))
 
 
 def known_sizes(config: DataConfig, cache: Path) -> tuple[int, int] | None:
