@@ -64,7 +64,7 @@ def prepare(
                     _build(config, identity, folder, cache, say, vocab_size)
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
-    return Corpus.open(folder, json.loads(manifest.read_text()))
+    return Corpus.open(folder.absolute(), json.loads(manifest.read_text()))
 
 
 @dataclass(frozen=True, kw_only=True)

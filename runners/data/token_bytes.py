@@ -56,7 +56,7 @@ class TokenBytes:
 
 def token_bytes(corpus: Corpus) -> TokenBytes:
     """That of a corpus, computed from its files once in a process."""
-    return _token_bytes(corpus.folder.absolute(), corpus.fingerprint)
+    return _token_bytes(corpus.folder, corpus.fingerprint)
 
 
 @lru_cache(maxsize=4)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from llama_variants.errors import ConfigError
 from runners.data import Corpus, DataConfig, DataError, packages, prepare
+from runners.data.token_bytes import token_bytes
 from tests.conftest import ROOT
 from tests.runners.data.wheels import cached
 
@@ -263,3 +264,13 @@ def test_a_package_cannot_be_on_both_sides():
     other = "some-package==2.0 sha256:" + "1" * 64
     with pytest.raises(ValidationError, match="in both: some-package"):
         packages_config([pin], [other])
+
+
+def test_a_corpus_does_not_depend_on_the_current_folder(two_wheels, tmp_path, monkeypatch):
+    """Its tokenizer is read when bytes are first counted, which may be long after."""
+    monkeypatch.chdir(tmp_path)
+    corpus = prepare(two_wheels, Path())
+    monkeypatch.chdir("/")
+    corpus.verify()
+    places = np.arange(len(corpus.validation.tokens))
+    assert token_bytes(corpus).at(places).sum() == corpus.validation.num_bytes
