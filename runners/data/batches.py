@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runners.data.config import DataError, file_sha256
+from runners.data.config import DataError, Sizes, file_sha256
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ class Corpus:
     def fingerprint(self) -> str:
         """16 hex digits over declaration and content: equal on every platform."""
         return str(self.manifest["fingerprint"])
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is, for :meth:`Recipe.size_problems`."""
+        vocab = self.manifest["vocab_size"]
+        return Sizes(train=len(self.train.tokens), validation=len(self.validation.tokens), vocab=vocab)
 
     @classmethod
     def open(cls, folder: Path, manifest: dict[str, Any]) -> Corpus:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -316,6 +317,15 @@ class DataConfig(StrictModel):
             "tokenizer": self.tokenizer.identity(),
             "pipeline": PIPELINE_VERSION,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Tokens of both splits, and token ids of the tokenizer, as far as they are known; None where they are not."""
+
+    train: int | None = None
+    validation: int | None = None
+    vocab: int | None = None
 
 
 def too_large(num_ids: int, vocab_size: int) -> Problem:

@@ -24,6 +24,7 @@ from runners.data.config import (
     DataError,
     FilesSource,
     PretrainedTokenizer,
+    Sizes,
     file_sha256,
     local,
     too_large,
@@ -65,15 +66,6 @@ def prepare(
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
     return Corpus.open(folder.absolute(), json.loads(manifest.read_text()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Tokens of both splits, and token ids of the tokenizer, as far as they are known; None where they are not."""
-
-    train: int | None = None
-    validation: int | None = None
-    vocab: int | None = None
 
 
 def known_sizes(config: DataConfig, cache: Path) -> Sizes:

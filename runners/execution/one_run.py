@@ -106,7 +106,6 @@ def _train(
     if run_key(recipe.identity(), seed) != run.key:
         raise DataError("the files that it reads have changed since the run was planned")
     corpus = prepare(recipe.data, cache)
-    recipe.check_corpus(corpus)
     if recipe.train.batch_size < processes.size:
         raise ValueError(f"{processes.size} processes, and {recipe.train.batch_size} windows in a step")
     make_deterministic(recipe.train.deterministic)

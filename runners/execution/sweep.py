@@ -66,9 +66,7 @@ def run_plan(
         corpus = prepare(
             data, cache, say=lambda text: console.print(f"data: {text}", highlight=False), vocab_size=least
         )
-        plan.check_sizes(known_sizes(data, cache))
-        for arm in plan.arms:
-            arm.recipe.check_corpus(corpus)
+        plan.check_sizes(corpus.sizes)
     mirror = (mirrors or Mirrors(root)).of(plan)
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)

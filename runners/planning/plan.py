@@ -17,7 +17,7 @@ from runners.planning import strict_yaml
 from runners.planning.lookup import find_file, refusal
 
 if TYPE_CHECKING:
-    from runners.data.shards import Sizes
+    from runners.data.config import Sizes
     from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun
     from runners.planning.files import Decide, Delta, ExperimentFile, Mode
 

@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
@@ -15,7 +15,7 @@ from llama_variants.config import ModelConfig
 from llama_variants.errors import ConfigError, M, Problem, StrictModel, check, show
 from llama_variants.registry import ComponentConfig
 from llama_variants.types import OBSERVES, bearing
-from runners.data.config import DataConfig, too_large
+from runners.data.config import DataConfig, Sizes, too_large
 from runners.planning.components import (
     OPTIMIZER,
     PROBE,
@@ -25,10 +25,6 @@ from runners.planning.components import (
     ProbeConfig,
     ScheduleConfig,
 )
-
-if TYPE_CHECKING:
-    from runners.data.batches import Corpus
-    from runners.data.shards import Sizes
 
 SEMANTICS = 1
 """Version of the training loop: raised whenever the same recipe gives other losses, so that old runs stop counting."""
@@ -219,11 +215,6 @@ class Recipe:
     def _vocab_problems(self, num_ids: int | None) -> Iterator[Problem]:
         if num_ids is not None and num_ids > self.model.vocab_size:
             yield too_large(num_ids, self.model.vocab_size)
-
-    def check_corpus(self, corpus: Corpus) -> None:
-        """Raises ConfigError when the corpus holds token ids that the model has no embedding for."""
-        if problems := list(self._vocab_problems(corpus.manifest["vocab_size"])):
-            raise ConfigError(problems)
 
     def size_problems(self, sizes: Sizes) -> Iterator[Problem]:
         """For what of this recipe a corpus is too small, and whether its tokenizer is too large."""

@@ -62,7 +62,7 @@ def check_recipe(train: TrainConfig) -> None:
 
 def check_data(corpus: Corpus, recipe: Recipe) -> None:
     """Raises RunInvalid when a split is too small for the recipe, or the run would be shown what it is judged on."""
-    for problem in recipe.size_problems(len(corpus.train.tokens), len(corpus.validation.tokens)):
+    for problem in recipe.size_problems(corpus.sizes):
         raise RunInvalid(str(problem))
     tokens = corpus.validation.tokens
     length = min(PROBE_TOKENS, len(tokens))

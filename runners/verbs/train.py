@@ -69,8 +69,8 @@ def train(options: Options, context: Context) -> int:
     try:  # what is wrong with the text is said before there is a run
         plan.check_sizes(known_sizes(run.recipe.data, CACHE))
         say = print_now if context.first else lambda text: None
-        prepare(run.recipe.data, CACHE, say, vocab_size=run.recipe.model.vocab_size)
-        plan.check_sizes(known_sizes(run.recipe.data, CACHE))
+        corpus = prepare(run.recipe.data, CACHE, say, vocab_size=run.recipe.model.vocab_size)
+        plan.check_sizes(corpus.sizes)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

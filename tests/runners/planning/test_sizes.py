@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from llama_variants.errors import ConfigError
 from runners.cli import main
 from runners.data import DataConfig, prepare
-from runners.data.shards import Sizes, known_sizes
+from runners.data.config import Sizes
+from runners.data.shards import known_sizes
 from runners.planning.bases import load_base
 from runners.planning.recipe import MAX_EPOCHS, Recipe
 
