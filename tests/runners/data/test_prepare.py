@@ -248,7 +248,7 @@ def test_builds_at_once_and_builds_that_were_killed(tmp_path):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ({"type": "packages", "train": ["sympy==1.14.0"], "validation": []}, "pattern"),
+        ({"type": "packages", "train": ["sympy==1.14.0"], "validation": []}, "which `pip hash` prints"),
         ({"type": "packages", "train": [], "validation": []}, "at least 1 item"),
         ({"type": "hub", "dataset": "x", "train": "train", "validation": "test"}, "revision"),
         ({"type": "web"}, "packages"),
