@@ -55,9 +55,9 @@ class Cost:
         return Cost(**{name: value * count for name, value in asdict(self).items()})
 
     @classmethod
-    def linear(cls, size_in: int, size_out: int) -> Cost:
-        """A projection without bias."""
-        return cls(params=size_in * size_out, matmul_flops=2 * size_in * size_out)
+    def linear(cls, size_in: int, size_out: int, bias: bool = False) -> Cost:
+        """A projection."""
+        return cls(params=(size_in + bias) * size_out, matmul_flops=2 * size_in * size_out)
 
 
 class ComponentConfig(StrictModel):
