@@ -132,16 +132,25 @@ def _seen(
         if tuple(attention_mask.shape[2:]) != (time, total):
             raise ValueError(f"{_MASKS.format(time=time, total=total)}; received {tuple(attention_mask.shape)}")
         mask = attention_mask.to(x.dtype if attention_mask.is_floating_point() else torch.bool)
-        return counted if position_ids is None else position_ids, lambda window: mask
+        seen = partial(_windowed, mask, time, past, total)
+        return counted if position_ids is None else position_ids, seen
     padding = _padding(attention_mask, time, total, fixed=bool(getattr(cache, "is_compileable", False)))
     documents = None if position_ids is None or time == 1 else _documents(position_ids, padding, cache)
-    visible_in = partial(visible, time, past, padding=padding, device=x.device, total=total, documents=documents)
-    return counted if position_ids is None else position_ids, lambda window: visible_in(window=window)
+    fixed = {"padding": padding, "device": x.device, "total": total, "documents": documents}
+    return counted if position_ids is None else position_ids, lambda window: visible(time, past, window, **fixed)
+
+
+def _windowed(mask: Tensor, time: int, past: int | Tensor, total: int, window: int | None) -> Tensor:
+    """A mask (b, 1, t, s) that was given, inside a layer's window too: generation makes such masks without knowing it."""
+    own = None if window is None else visible(time, past, window, None, mask.device, total=total)
+    if own is None:
+        return mask
+    return mask & own if mask.dtype == torch.bool else mask.masked_fill(~own, torch.finfo(mask.dtype).min)
 
 
 _MASKS = (
-    "attention_mask must be (batch, {total}): 1 for tokens, 0 for padding; or (batch, 1, {time}, {total}): True where a "
-    "query sees a key, or what is added to its score"
+    "attention_mask must be (batch, {total}): 1 for tokens, 0 for padding; or (batch, 1, {time}, {total}): True where "
+    "a query sees a key, or what is added to its score"
 )
 
 
@@ -159,7 +168,7 @@ def _padding(attention_mask: Tensor | None, time: int, total: int, *, fixed: boo
 def _documents(position_ids: Tensor, padding: Tensor | None, cache: Any) -> Tensor | None:
     """The number of each token's document; None where every row is one."""
     kept = None if padding is None else padding[:, -position_ids.shape[1] :]
-    number = documents_of(position_ids, kept)
+    number = documents_of(position_ids, kept, gaps=cache is None)
     if _traced():  # where the values are not there to be looked at
         return number if cache is None else None
     if not bool(number.any()):
@@ -226,8 +235,8 @@ class LlamaForCausalLM(PreTrainedLlama, GenerationMixin):
 
         Args:
             input_ids: token ids (b, t).
-            attention_mask: (b, s), 0 where a key is padding; without it nothing is. Or (b, 1, t, s), taken as it is:
-                True where a query sees a key, or what is added to its score.
+            attention_mask: (b, s), 0 where a key is padding; without it nothing is. Or (b, 1, t, s): True where
+                a query sees a key, or what is added to its score; a layer's window still holds.
             position_ids: (1 or b, t); counted from the cache's end when None. Where they start again within a row,
                 another document begins, which sees none of the one before.
             cache: a transformers Cache with the keys and values of earlier positions, which grows or has room for all.

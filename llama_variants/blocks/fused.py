@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 
-def project_together(x: Tensor, linears: Sequence[nn.Linear]) -> Sequence[Tensor]:
+def project_together(x: Tensor, linears: Sequence[Any]) -> Sequence[Tensor]:
     """``linear(x)`` of each of ``linears``, all with a bias or none; ``x`` (…, d) → (…, width of each).
 
     At width 576 a key or value projection alone is bound by memory. Joining the weights costs a copy that eager code

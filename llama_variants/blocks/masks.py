@@ -67,10 +67,13 @@ def extent(time: int, cache: Any, layer_idx: int = 0) -> tuple[int | Tensor, int
     total, first = cache.get_mask_sizes(time, layer_idx)
     if first:
         raise ValueError("the cache drops old keys; use DynamicCache() or StaticCache(config=model.config, …)")
-    return cache.get_seq_length(layer_idx), total
+    past = cache.get_seq_length(layer_idx)
+    return past.clone() if isinstance(past, Tensor) else past, total  # which the cache counts up in place
 
 
-def documents_of(position_ids: Int[Tensor, "#b t"], kept: Bool[Tensor, "b t"] | None) -> Int[Tensor, "_ t"]:
+def documents_of(
+    position_ids: Int[Tensor, "#b t"], kept: Bool[Tensor, "b t"] | None, *, gaps: bool = True
+) -> Int[Tensor, "_ t"]:
     """The number of each position's document, from 0: a new one begins where positions do not go on.
 
     They go on where a token's position is one more than that of the token before, or more by the padding between them:
@@ -79,6 +82,7 @@ def documents_of(position_ids: Int[Tensor, "#b t"], kept: Bool[Tensor, "b t"] | 
     Args:
         position_ids: of each token in its document.
         kept: False where a token is padding, which begins nothing.
+        gaps: whether positions that leave some out begin a document too, and not only those that start again.
     """
     kept = torch.ones_like(position_ids, dtype=torch.bool) if kept is None else kept
     position_ids = position_ids.expand(kept.shape)
@@ -86,5 +90,6 @@ def documents_of(position_ids: Int[Tensor, "#b t"], kept: Bool[Tensor, "b t"] | 
     newest = torch.where(kept, index, -1).cummax(dim=1).values
     before = F.pad(newest[:, :-1], (1, 0), value=-1)  # where the token before stands; -1 for none
     step = position_ids - position_ids.gather(1, before.clamp(min=0))
-    starts = kept & (before >= 0) & (step != 1) & (step != index - before)
+    goes_on = (step == 1) | (step == index - before) if gaps else step > 0
+    starts = kept & (before >= 0) & ~goes_on
     return starts.cumsum(dim=1)

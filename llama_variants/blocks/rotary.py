@@ -311,8 +311,9 @@ class YarnRotaryEmbedding(StretchedRotaryEmbedding):
     """YaRN: fast pairs keep their angles, slow ones are interpolated, with a ramp between; attention is sharpened.
 
     Differs from the control by its angles. A pair that turns more than ``beta_fast`` times over the original context
-    keeps its angle, one that turns less than ``beta_slow`` times has it divided by ``factor``. Cosines and sines are multiplied by 0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the
-    ramp's ends rounded outwards as in transformers.
+    keeps its angle, one that turns less than ``beta_slow`` times has it divided by ``factor``. Cosines
+    and sines are multiplied by 0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the ramp's ends rounded outwards as
+    in transformers.
     """
 
     class Config(StretchedConfig):
