@@ -132,16 +132,19 @@ def _seen(
         if tuple(attention_mask.shape[2:]) != (time, total):
             raise ValueError(f"{_MASKS.format(time=time, total=total)}; received {tuple(attention_mask.shape)}")
         mask = attention_mask.to(x.dtype if attention_mask.is_floating_point() else torch.bool)
-        seen = partial(_windowed, mask, time, past, total)
-        return counted if position_ids is None else position_ids, seen
+        given = partial(_windowed, mask, time, past, total)
+        return counted if position_ids is None else position_ids, given
     padding = _padding(attention_mask, time, total, fixed=bool(getattr(cache, "is_compileable", False)))
     documents = None if position_ids is None or time == 1 else _documents(position_ids, padding, cache)
-    fixed = {"padding": padding, "device": x.device, "total": total, "documents": documents}
-    return counted if position_ids is None else position_ids, lambda window: visible(time, past, window, **fixed)
+
+    def seen(window: int | None) -> Tensor | None:
+        return visible(time, past, window, padding, x.device, total=total, documents=documents)
+
+    return counted if position_ids is None else position_ids, seen
 
 
 def _windowed(mask: Tensor, time: int, past: int | Tensor, total: int, window: int | None) -> Tensor:
-    """A mask (b, 1, t, s) that was given, inside a layer's window too: generation makes such masks without knowing it."""
+    """A mask (b, 1, t, s) that was given, in a layer's window too: generation makes such masks and knows of none."""
     own = None if window is None else visible(time, past, window, None, mask.device, total=total)
     if own is None:
         return mask

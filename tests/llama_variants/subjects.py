@@ -1,4 +1,4 @@
-"""The models that transformers' contract is tried on: its own Llama, which shows that a test asks what it should, and ours."""
+"""The models that transformers' contract is tried on: its own Llama, which shows that a test is fair, and ours."""
 
 from __future__ import annotations
 

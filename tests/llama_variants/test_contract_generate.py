@@ -1,4 +1,4 @@
-"""What transformers documents of generation, tried on its own Llama and on ours; see test_contract.py for what is not."""
+"""What transformers documents of generation, tried on its own Llama and on ours; test_contract.py says what is not."""
 
 from __future__ import annotations
 
