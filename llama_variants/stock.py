@@ -199,8 +199,8 @@ def to_llama(model: Mapping[str, Any]) -> dict[str, Any] | None:
         "rope_parameters": {"rope_type": rope_type, "rope_theta": rotary["theta"], **scaling},
         "tie_word_embeddings": model["head"]["type"] == "tied",
         "initializer_range": model["init"].get("std", 0.02),
-        "attention_bias": attention["bias"],
-        "mlp_bias": model["mlp"]["bias"],
+        "attention_bias": attention.get("bias", False),
+        "mlp_bias": model["mlp"].get("bias", False),
     }
 
 

@@ -233,8 +233,7 @@ class StretchedRotaryEmbedding(LlamaRotaryEmbedding):
         self, dim: int, theta: float = 10_000.0, factor: float = 1.0, original_max_position_embeddings: int = 2048
     ) -> None:
         super().__init__(dim, theta)
-        self.factor = factor
-        self.context = original_max_position_embeddings
+        self.factor, self.context = factor, original_max_position_embeddings
 
     def extra_repr(self) -> str:
         """Fields shown by print(model)."""
