@@ -72,8 +72,9 @@ def test_the_same_tokens_as_the_stock_model(options):
         tokens, mask, _ = left_padded()
         if "prompt_lookup_num_tokens" in options:
             tokens, mask = tokens[:1], mask[:1]
+        model = make(name)
         torch.manual_seed(7)
-        found.append(make(name).generate(tokens, attention_mask=mask, max_new_tokens=8, pad_token_id=0, **options))
+        found.append(model.generate(tokens, attention_mask=mask, max_new_tokens=8, pad_token_id=0, **options))
     assert torch.equal(*found)
 
 
