@@ -9,7 +9,6 @@ import json
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -178,6 +177,8 @@ def test_the_pipeline_writes_a_batch(model, tmp_path):
 
 def test_adapters_train_merge_and_travel(model, tmp_path):
     """PEFT's LoRA: only its matrices learn, and merging them into the weights gives the same logits."""
+    from peft import LoraConfig, get_peft_model
+
     tokens = ids(TINY)
     before = model(tokens).logits
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -201,6 +202,8 @@ def test_adapters_train_merge_and_travel(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["control", "windows"])  # PEFT's prefix has the same heads in each layer
 def test_a_learned_prefix_is_a_cache(name):
+    from peft import PrefixTuningConfig, get_peft_model
+
     ours, tokens = make(name), ids(TINY)
     prefixed = get_peft_model(ours, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **_shape(ours)))
     out = prefixed(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens)
