@@ -8,14 +8,48 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers import LlamaForCausalLM as StockLlama
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 
 from llama_variants.errors import ConfigError, Problem
-from llama_variants.model import LlamaForCausalLM, LlamaVariantConfig
+from llama_variants.model import LlamaForCausalLM, LlamaModel
+from llama_variants.pretrained import PreTrainedLlama, warn_of_untied
+from llama_variants.variant import LlamaVariantConfig
+
+
+class LlamaForSequenceClassification(GenericForSequenceClassification, PreTrainedLlama):
+    """Logits of ``config.num_labels`` classes at each row's last token that is no padding."""
+
+
+class LlamaForTokenClassification(GenericForTokenClassification, PreTrainedLlama):
+    """Logits of ``config.num_labels`` classes at each token."""
+
+
+class LlamaForQuestionAnswering(GenericForQuestionAnswering, PreTrainedLlama):
+    """Logits of where an answer begins and ends."""
+
 
 AutoConfig.register(LlamaVariantConfig.model_type, LlamaVariantConfig, exist_ok=True)
-AutoModelForCausalLM.register(LlamaVariantConfig, LlamaForCausalLM, exist_ok=True)
+for auto, model in {
+    AutoModel: LlamaModel,
+    AutoModelForCausalLM: LlamaForCausalLM,
+    AutoModelForSequenceClassification: LlamaForSequenceClassification,
+    AutoModelForTokenClassification: LlamaForTokenClassification,
+    AutoModelForQuestionAnswering: LlamaForQuestionAnswering,
+}.items():
+    auto.register(LlamaVariantConfig, model, exist_ok=True)
 
 
 def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **kwargs: Any) -> LlamaForCausalLM:
@@ -37,11 +71,12 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **k
     if str(path).endswith(".gguf"):
         path, kwargs["gguf_file"] = Path(path).parent, Path(path).name
     load: Any = AutoModelForCausalLM.from_pretrained  # whose stubs know nothing of output_loading_info
-    loaded, info = load(path, dtype=dtype, output_loading_info=True, **kwargs)
+    # Shapes that differ are reported with the rest, below: transformers itself raises a RuntimeError for them.
+    loaded, info = load(path, dtype=dtype, output_loading_info=True, **{"ignore_mismatched_sizes": True, **kwargs})
     problems = [
         Problem(
             path=(kind,),
-            received=", ".join(sorted(map(str, found))[:5]),
+            received=", ".join(sorted(map(_weight, found))[:5]),
             allowed="a checkpoint with exactly the model's weights",
         )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -56,11 +91,23 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **k
     return loaded if isinstance(loaded, LlamaForCausalLM) else _of_stock(loaded)
 
 
+def _weight(found: Any) -> str:
+    """A weight as transformers reports it: its name, or that and the shapes in the file and in the model."""
+    return found if isinstance(found, str) else "{} {} instead of {}".format(*map(_plain, found))
+
+
+def _plain(part: Any) -> Any:
+    return part if isinstance(part, str) else tuple(part)
+
+
 def _of_stock(loaded: StockLlama) -> LlamaForCausalLM:
     """The same computation out of our blocks, with the very same tensors."""
     published = copy.copy(loaded.config)
     if hasattr(published, "quantization_config"):
         del published.quantization_config  # of the file; what was loaded is no longer quantized
+    if published.tie_word_embeddings and loaded.lm_head.weight is not loaded.model.embed_tokens.weight:
+        published.tie_word_embeddings = False
+        warn_of_untied()
     config = LlamaVariantConfig.of(published)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

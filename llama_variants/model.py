@@ -6,129 +6,54 @@ those of transformers' Llama, so that weights travel both ways by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
-from transformers import DynamicCache, GenerationMixin, LlamaConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import DynamicCache, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from llama_variants import stock
-from llama_variants.blocks.attention import visible
+from llama_variants.blocks.masks import documents_of, extent, visible
 from llama_variants.config import ModelConfig
-from llama_variants.errors import ConfigError, Problem
-from llama_variants.registry import EMBEDDING, HEAD, INIT, NORM, RESIDUAL, ROTARY
+from llama_variants.pretrained import CACHE, PreTrainedLlama
+from llama_variants.registry import EMBEDDING, HEAD, NORM, RESIDUAL, ROTARY
+from llama_variants.variant import LlamaVariantConfig
 
-_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 IGNORED = -100
 """Label of a position that is not predicted, as everywhere in transformers."""
 
 
-class LlamaVariantConfig(PreTrainedConfig):
-    """A transformers config around a frozen :class:`ModelConfig`, kept as plain data in ``variant``.
-
-    Args:
-        variant: fields of a ModelConfig; SmolLM2-135M without it.
-        seed: of the initial values.
-        kwargs: token ids, and whatever else any transformers config has.
-    """
-
-    model_type = "llama_variant"
-
-    def __init__(self, variant: Mapping[str, Any] | None = None, seed: int = 0, **kwargs: Any) -> None:
-        try:
-            blocks = ModelConfig.from_dict(variant) if variant is not None else ModelConfig.preset("smollm2-135m")
-        except ConfigError as error:
-            title = "this model's configuration (a plugin's blocks are known once its module is imported):"
-            raise ConfigError(error.problems, title=title) from None
-        self.variant = blocks.to_dict()
-        self.note = "import llama_variants, and transformers' Auto classes load this"
-        self.seed = seed
-        # What transformers' own code reads from any config.
-        self.vocab_size = blocks.vocab_size
-        self.hidden_size = blocks.hidden_size
-        self.num_hidden_layers = blocks.num_hidden_layers
-        self.max_position_embeddings = blocks.max_position_embeddings
-        kwargs["tie_word_embeddings"] = blocks.head.tied  # type: ignore[attr-defined]
-        super().__init__(**kwargs)
-
-    @classmethod
-    def of(cls, config: Any, seed: int = 0) -> LlamaVariantConfig:
-        """``config`` itself, or one around whatever :meth:`ModelConfig.of` takes; token ids come along."""
-        if isinstance(config, cls):
-            return config
-        kept = {name: value for name in _KEPT if (value := getattr(config, name, None)) is not None}
-        return cls(variant=ModelConfig.of(config).to_dict(), seed=seed, **kept)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> LlamaVariantConfig:
-        """From the content of a config.json, ours or a stock Llama's."""
-        if config_dict.get("model_type") == LlamaConfig.model_type:
-            config_dict = cls.of(LlamaConfig.from_dict(config_dict)).to_dict()
-        return super().from_dict(config_dict, **kwargs)
-
-    @property
-    def blocks(self) -> ModelConfig:
-        """The validated configuration; the vocabulary may have been resized since."""
-        return ModelConfig.from_dict({**self.variant, "vocab_size": self.vocab_size})
-
-    def check(self) -> None:
-        """Raises ConfigError where a field that transformers reads says something else than ``variant``."""
-        blocks = self.blocks
-        said = {"tie_word_embeddings": blocks.head.tied}  # type: ignore[attr-defined]
-        said |= {
-            name: getattr(blocks, name) for name in ("hidden_size", "num_hidden_layers", "max_position_embeddings")
-        }
-        problems = [
-            Problem(
-                path=(name,),
-                received=repr(getattr(self, name)),
-                allowed=f"{value!r}, as the blocks have it: change `variant` instead",
-            )
-            for name, value in said.items()
-            if getattr(self, name) != value
-        ]
-        if problems:
-            raise ConfigError(problems)
-
-    def to_llama(self) -> LlamaConfig | None:
-        """The stock configuration that computes the same; None where there is none."""
-        fields = stock.to_llama(self.blocks.resolved())
-        kept: dict[str, Any] = {name: getattr(self, name, None) for name in _KEPT}
-        return LlamaConfig(**fields, **kept) if fields else None
-
-
-_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
-
-
-class LlamaModel(nn.Module):
+class LlamaModel(PreTrainedLlama):
     """Embedding, decoder layers and final norm: token ids (b, t) → hidden states (b, t, d).
 
     Args:
-        config: a ModelConfig, plain data or a transformers LlamaConfig.
+        config: a ModelConfig, plain data, a transformers LlamaConfig or a :class:`LlamaVariantConfig`.
     """
 
+    gradient_checkpointing = False  # transformers sets it, and _gradient_checkpointing_func
+
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        config = ModelConfig.of(config)
-        self.embed_tokens = EMBEDDING[config.embedding.type](config)
+        super().__init__(config)
+        blocks = self.config.blocks
+        self.embed_tokens = EMBEDDING[blocks.embedding.type](blocks)
         self.layers = nn.ModuleList()
-        own = (config.rotary, config.attention_head_dim)
-        rotaries = {own: _rotary(config)}  # one for each encoding, shared by the layers that have it
-        for index in range(config.num_hidden_layers):
-            layer = config.layer(index)
+        own = (blocks.rotary, blocks.attention_head_dim)
+        rotaries = {own: _rotary(blocks)}  # one for each encoding, shared by the layers that have it
+        for index in range(blocks.num_hidden_layers):
+            layer = blocks.layer(index)
             key = (layer.rotary, layer.attention_head_dim)
             if key not in rotaries:
                 rotaries[key] = _rotary(layer)
             self.layers.append(RESIDUAL[layer.residual.type](layer, index, rotary=rotaries[key]))
-        self.norm = NORM[config.norm.type].from_config(config.norm, config.hidden_size)
+        self.norm = NORM[blocks.norm.type].from_config(blocks.norm, blocks.hidden_size)
         self.rotary_emb = rotaries.pop(own)
         if rotaries:  # of single layers
             self.layer_rotary_embs = nn.ModuleList(rotaries.values())
+        self.post_init()
 
     def forward(
         self,
@@ -137,19 +62,34 @@ class LlamaModel(nn.Module):
         position_ids: Int[Tensor, "#b t"] | None = None,
         cache: Any = None,
         inputs_embeds: Float[Tensor, "b t d"] | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        """Hidden states (b, t, d) after the final norm; arguments as for :meth:`LlamaForCausalLM.forward`."""
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        past_key_values: Any = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Hidden states after the final norm, as ``last_hidden_state`` (b, t, d).
+
+        Arguments, further outputs and errors are those of :meth:`LlamaForCausalLM.forward`.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if getattr(cache, "is_compileable", False):
-            raise ValueError("only a cache that grows can be used (DynamicCache), not one of a fixed size")
-        if position_ids is not None and attention_mask is None and cache is None and _restarts(position_ids):
-            raise ValueError("position_ids that start again (several documents packed in a row) are not supported")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, d)
-        time, past = x.shape[1], cache.get_seq_length() if cache is not None else 0
-        if position_ids is None:
-            position_ids = torch.arange(past, past + time, device=x.device)[None]  # (1, t)
-        padding = _padding(attention_mask, past + time)
+        cache = past_key_values if cache is None else cache
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if again:
+            cache = None  # a layer that is computed twice would enter its keys twice
+        elif cache is None and self.asked("use_cache", use_cache):
+            cache = DynamicCache(config=self.config)
+        position_ids, mask_for = _seen(x, attention_mask, position_ids, cache)
+        eager = self.config._attn_implementation == "eager"
+        attentions: list[Tensor] | None = [] if self.asked("output_attentions", output_attentions) else None
+        if attentions is not None and not eager:
+            raise ValueError(
+                "output_attentions=True needs attention that is written out: load the model with "
+                'attn_implementation="eager", or call model.set_attn_implementation("eager")'
+            )
+        states: list[Tensor] | None = [x] if self.asked("output_hidden_states", output_hidden_states) else None
         rotations: dict[nn.Module, Any] = {}
         masks: dict[int | None, Tensor | None] = {}
         for layer in self.layers:
@@ -158,71 +98,113 @@ class LlamaModel(nn.Module):
             if rotary not in rotations:
                 rotations[rotary] = rotary.rotation(position_ids)
             if window not in masks:
-                masks[window] = visible(time, past, window, padding, x.device)
-            x = layer(x, rotations[rotary], masks[window], cache)
-        return self.norm(x)
+                masks[window] = mask_for(window)
+            if attention.eager != eager or attention.record is not attentions:
+                attention.eager, attention.record = eager, attentions
+            compute = partial(self._gradient_checkpointing_func, layer.__call__) if again else layer
+            x = compute(x, rotations[rotary], masks[window], cache)
+            if states is not None:
+                states.append(x)
+        x = self.norm(x)
+        if states is not None:
+            states[-1] = x  # as in transformers: the last of them is what the head sees
+        out = BaseModelOutputWithPast(
+            last_hidden_state=x,
+            hidden_states=None if states is None else tuple(states),
+            attentions=None if attentions is None else tuple(attentions),
+            **{CACHE: cache},
+        )
+        return out if self.asked("return_dict", return_dict) else out.to_tuple()
 
 
 def _rotary(config: ModelConfig) -> nn.Module:
     return ROTARY[config.rotary.type].from_config(config.rotary, config.attention_head_dim)
 
 
-def _restarts(position_ids: Tensor) -> bool:
-    return bool((position_ids[:, 1:] <= position_ids[:, :-1]).any())
+def _seen(
+    x: Float[Tensor, "b t d"], attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any
+) -> tuple[Int[Tensor, "#b t"], Callable[[int | None], Tensor | None]]:
+    """The tokens' positions, and which keys each of them sees, as a function of a layer's window."""
+    time = x.shape[1]
+    past, total = extent(time, cache)
+    counted = (torch.arange(time, device=x.device) + past)[None]  # (1, t)
+    if attention_mask is not None and attention_mask.dim() == 4:
+        if tuple(attention_mask.shape[2:]) != (time, total):
+            raise ValueError(f"{_MASKS.format(time=time, total=total)}; received {tuple(attention_mask.shape)}")
+        mask = attention_mask.to(x.dtype if attention_mask.is_floating_point() else torch.bool)
+        given = partial(_windowed, mask, time, past, total)
+        return counted if position_ids is None else position_ids, given
+    padding = _padding(attention_mask, time, total, fixed=bool(getattr(cache, "is_compileable", False)))
+    documents = None if position_ids is None or time == 1 else _documents(position_ids, padding, cache)
+
+    def seen(window: int | None) -> Tensor | None:
+        return visible(time, past, window, padding, x.device, total=total, documents=documents)
+
+    return counted if position_ids is None else position_ids, seen
 
 
-def _padding(attention_mask: Tensor | None, total: int) -> Bool[Tensor, "b s"] | None:
-    """The mask as booleans (b, s); None where nothing is padding, which saves the attention a mask."""
+def _windowed(mask: Tensor, time: int, past: int | Tensor, total: int, window: int | None) -> Tensor:
+    """A mask (b, 1, t, s) that was given, in a layer's window too: generation makes such masks and knows of none."""
+    own = None if window is None else visible(time, past, window, None, mask.device, total=total)
+    if own is None:
+        return mask
+    return mask & own if mask.dtype == torch.bool else mask.masked_fill(~own, torch.finfo(mask.dtype).min)
+
+
+_MASKS = (
+    "attention_mask must be (batch, {total}): 1 for tokens, 0 for padding; or (batch, 1, {time}, {total}): True where "
+    "a query sees a key, or what is added to its score"
+)
+
+
+def _padding(attention_mask: Tensor | None, time: int, total: int, *, fixed: bool) -> Bool[Tensor, "b _"] | None:
+    """The mask as booleans; None where nothing is padding, which saves the attention a mask."""
     if attention_mask is None:
         return None
-    if attention_mask.dim() != 2 or attention_mask.shape[1] != total:
-        shape = tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask must be (batch, {total}): 1 for tokens, 0 for padding; received {shape}")
+    shape = tuple(attention_mask.shape)
+    if len(shape) != 2 or not (time <= shape[1] <= total if fixed else shape[1] == total):
+        raise ValueError(f"{_MASKS.format(time=time, total=total)}; received {shape}")
     kept = attention_mask.bool()
-    return None if bool(kept.all()) else kept
+    return None if not _traced() and bool(kept.all()) and not fixed else kept
 
 
-class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
+def _documents(position_ids: Tensor, padding: Tensor | None, cache: Any) -> Tensor | None:
+    """The number of each token's document; None where every row is one."""
+    kept = None if padding is None else padding[:, -position_ids.shape[1] :]
+    number = documents_of(position_ids, kept, gaps=cache is None)
+    if _traced():  # where the values are not there to be looked at
+        return number if cache is None else None
+    if not bool(number.any()):
+        return None
+    if cache is not None:
+        raise ValueError(
+            "position_ids start again (several documents in a row), which no cache can keep apart: give "
+            "use_cache=False and no cache, or one document a row"
+        )
+    return number
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class LlamaForCausalLM(PreTrainedLlama, GenerationMixin):
     """A language model with next-token loss; a transformers PreTrainedModel that generates.
 
     Args:
         config: a ModelConfig, plain data, a transformers LlamaConfig or a :class:`LlamaVariantConfig`.
     """
 
-    config_class = LlamaVariantConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _no_split_modules = [RESIDUAL[name].__name__ for name in RESIDUAL.names]
-    _supports_sdpa = True
     accepts_loss_kwargs = True  # tells transformers' Trainer of num_items_in_batch
 
     def __init__(self, config: Any) -> None:
-        super().__init__(LlamaVariantConfig.of(config))
+        super().__init__(config)
         blocks = self.config.blocks
-        self.config.check()
-        self.model = LlamaModel(blocks)
+        self.model = LlamaModel(self.config)
         self.lm_head = HEAD[blocks.head.type](blocks)
         self.loss_function = next_token_loss
-        for prefix, module in self.named_modules():
-            INIT[blocks.init.type].check(module, f"{prefix}.")
         self.post_init()
-
-    def initialize_weights(self) -> None:
-        """Draw every parameter by its name (see `blocks/init.py`), in place of transformers' per-module hook."""
-        blocks = self.config.blocks
-        scheme = INIT[blocks.init.type](blocks)
-        for prefix, module in self.named_modules():
-            own = list(module.parameters(recurse=False))
-            shared = self.model.embed_tokens.weight if module is self.lm_head and blocks.head.tied else None
-            kept = [p for p in own if p is shared or getattr(p, "_is_hf_initialized", False)]  # read from a checkpoint
-            if len(kept) == len(own) or any(p.is_meta for p in own):
-                continue
-            values = [p.detach().clone() for p in kept]
-            scheme.fill(module, f"{prefix}." if prefix else "", self.config.seed)
-            with torch.no_grad():
-                for p, value in zip(kept, values, strict=True):
-                    p.copy_(value)
 
     def get_decoder(self) -> nn.Module:
         """The model without its head."""
@@ -243,60 +225,89 @@ class LlamaForCausalLM(PreTrainedModel, GenerationMixin):
         cache: Any = None,
         inputs_embeds: Float[Tensor, "b t d"] | None = None,
         labels: Int[Tensor, "b t"] | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Int[Tensor, "b t"] | None = None,
         past_key_values: Any = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, and the mean next-token loss where labels are given.
 
         Args:
             input_ids: token ids (b, t).
-            attention_mask: (b, s), 0 where a key is padding. Without it nothing is.
-            position_ids: (1 or b, t); counted from the cache's end when None.
-            cache: a transformers Cache with the keys and values of earlier positions.
+            attention_mask: (b, s), 0 where a key is padding; without it nothing is. Or (b, 1, t, s): True where
+                a query sees a key, or what is added to its score; a layer's window still holds.
+            position_ids: (1 or b, t); counted from the cache's end when None. Where they start again within a row,
+                another document begins, which sees none of the one before.
+            cache: a transformers Cache with the keys and values of earlier positions, which grows or has room for all.
             inputs_embeds: (b, t, d) instead of ``input_ids``.
             labels: token ids (b, t), not shifted; position i is predicted from positions before it; -100 is ignored.
-            use_cache: give back a cache; a new one where none is given.
-            logits_to_keep: compute logits for the last so many positions only; all of them at 0.
+            use_cache: give back a cache; a new one where none is given. As the configuration says when None, or not.
+            logits_to_keep: compute logits, and the loss, for the last so many positions only, or for these (a tensor,
+                (n,) or (b, n)); for all of them at 0.
+            output_attentions: give the attention weights (b, h, t, s) of each layer; needs ``eager`` attention.
+            output_hidden_states: give the embeddings, and the state after each layer, the last of them normalised.
             return_dict: False gives a tuple.
             num_items_in_batch: predicted tokens of the whole batch that these rows are part of; the loss is then their
                 sum over it, so that accumulated gradients are those of the whole. The mean over these rows without it.
+            shift_labels: (b, t), labels that are shifted already, instead of ``labels``.
             past_key_values: what ``cache`` was called before transformers 5.24.
 
         Returns:
-            ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None; and the cache,
-            where one is used, under the name that this version of transformers has for it.
+            ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None; ``hidden_states``
+            and ``attentions`` where asked for; and the cache, where one is used, under the name that this version of
+            transformers has for it.
 
         Raises:
-            ValueError: for both or neither of ``input_ids`` and ``inputs_embeds``, and for a mask of another shape.
+            ValueError: for both or neither of ``input_ids`` and ``inputs_embeds``, for a mask of another shape, for
+                several documents in a row together with a cache, and for attention weights that no kernel gives.
         """
-        cache = past_key_values if cache is None else cache
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        x = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds)
-        logits = self.lm_head(x[:, -logits_to_keep:])
-        loss = None if labels is None else self.loss_function(logits, labels, num_items_in_batch)
-        kept: dict[str, Any] = {_CACHE: cache if use_cache else None}
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
-        return out.to_tuple() if return_dict is False else out
+        out: Any = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
+            past_key_values,
+        )
+        logits = self.lm_head(_keep(out.last_hidden_state, logits_to_keep))
+        some = not isinstance(logits_to_keep, int) or logits_to_keep > 0
+        if labels is not None and shift_labels is None and some:
+            shift_labels = next_labels(labels)
+        if shift_labels is not None:
+            shift_labels = _keep(shift_labels, logits_to_keep)
+            loss = self.loss_function(logits, None, num_items_in_batch, shift_labels)
+        else:
+            loss = None if labels is None else self.loss_function(logits, labels, num_items_in_batch)
+        found = {name: out[name] for name in (CACHE, "hidden_states", "attentions") if name in out}
+        result = CausalLMOutputWithPast(loss=loss, logits=logits, **found)
+        return result if self.asked("return_dict", return_dict) else result.to_tuple()
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write safetensors and config.json; as a stock Llama where one computes the same, so that anyone can load it.
 
-        Other variants load through transformers' Auto classes once ``llama_variants`` is imported.
-        """
-        own = self.config
-        try:
-            self.config = own.to_llama() or own
-            super().save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            self.config = own
+def _keep(x: Tensor, which: int | Tensor) -> Tensor:
+    """Of ``x`` (b, t, …) the last ``which`` positions, all at 0, or those that ``which`` lists, (n,) or (b, n)."""
+    if isinstance(which, int):
+        return x[:, -which:]
+    if which.dim() == 1:
+        return x[:, which]
+    if which.dim() == 2 and which.dtype != torch.bool:
+        return x[torch.arange(len(x), device=x.device)[:, None], which]
+    received = f"{which.dtype} of shape {tuple(which.shape)}"
+    raise ValueError(f"logits_to_keep must be a number, or positions (n,) or (batch, n); received {received}")
 
 
 def next_token_loss(
-    logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"], num_items: Tensor | int | None = None
+    logits: Float[Tensor, "b t v"],
+    labels: Int[Tensor, "b _"] | None,
+    num_items: Tensor | int | None = None,
+    shift_labels: Int[Tensor, "b t"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of each position's logits with the next position's label, in float32.
 
@@ -304,12 +315,19 @@ def next_token_loss(
         logits: (b, t, v).
         labels: (b, t), not shifted; -100 is ignored.
         num_items: what the sum is divided by; the number of predicted labels when None.
+        shift_labels: (b, t), shifted already: the next position's label for each position; instead of ``labels``.
     """
     # The labels are shifted, not the logits: cutting the last position off would copy all of them.
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    targets = next_labels(labels) if shift_labels is None else shift_labels
     reduction = "mean" if num_items is None else "sum"
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
     return loss if num_items is None else loss / num_items
+
+
+def next_labels(labels: Int[Tensor, "b t"] | None) -> Int[Tensor, "b t"]:
+    """Each position's next label; the last has none."""
+    assert labels is not None
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def build_model(

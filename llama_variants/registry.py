@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from llama_variants.errors import ConfigError, Problem, StrictModel, check, closest, one_of, show
 from llama_variants.meaning import OURS, class_meaning
-from llama_variants.types import bearing
+from llama_variants.types import bearing, unsaid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,9 +55,9 @@ class Cost:
         return Cost(**{name: value * count for name, value in asdict(self).items()})
 
     @classmethod
-    def linear(cls, size_in: int, size_out: int) -> Cost:
-        """A projection without bias."""
-        return cls(params=size_in * size_out, matmul_flops=2 * size_in * size_out)
+    def linear(cls, size_in: int, size_out: int, bias: bool = False) -> Cost:
+        """A projection."""
+        return cls(params=(size_in + bias) * size_out, matmul_flops=2 * size_in * size_out)
 
 
 class ComponentConfig(StrictModel):
@@ -77,8 +77,9 @@ class ComponentConfig(StrictModel):
         return getattr(self, "type", type(self).__name__)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as written, with ``type`` first."""
-        return {"type": self.type, **self.model_dump(mode="json", exclude_none=True)}
+        """The fields as written, with ``type`` first; without those added later that say nothing."""
+        plain = self.model_dump(mode="json", exclude_none=True)
+        return {"type": self.type, **{name: value for name, value in plain.items() if not unsaid(self, name)}}
 
     def identity(self) -> dict[str, Any]:
         """The fields that bear on a result."""

@@ -6,6 +6,8 @@ that merely looks like a Llama must never be loaded, or saved, as one.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -30,28 +32,40 @@ class LlamaFields(StrictModel):
     num_key_value_heads: PositiveInt | None = None
     head_dim: PositiveInt | None = None
     max_position_embeddings: PositiveInt = 2048
-    hidden_act: Literal["silu", "swish", "gelu"] = "silu"
+    hidden_act: Literal["silu", "swish", "gelu", "gelu_pytorch_tanh", "relu"] = "silu"
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     initializer_range: PositiveFloat = 0.02
     rope_parameters: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None  # what rope_parameters was called
     rope_theta: PositiveFloat | None = None  # where it stood before
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     # What no block has: only the values that stand for its absence pass.
     model_type: Literal["llama"] = "llama"
-    attention_bias: Literal[False] | None = None
-    mlp_bias: Literal[False] | None = None
     attention_dropout: Annotated[float, Field(ge=0, le=0)] | None = None
-    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] | None = None
     quantization_config: None = None
 
 
-_MLP = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
-_SCALING = {"default": "rope", "linear": "rope_linear", "yarn": "rope_yarn"}
+_MLP = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "relu": "reglu"}
+_SCALING = {
+    "default": "rope",
+    "linear": "rope_linear",
+    "dynamic": "rope_dynamic",
+    "yarn": "rope_yarn",
+    "llama3": "rope_llama3",
+}
+_CONTEXT = "original_max_position_embeddings"
 _FIELDS: dict[str, tuple[str, ...]] = {  # of each rope type besides theta, under transformers' names and ours
     "default": (),
     "linear": ("factor",),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+    "dynamic": ("factor", _CONTEXT),
+    "yarn": ("factor", _CONTEXT, "beta_fast", "beta_slow", "attention_factor", "truncate"),
+    "llama3": ("factor", _CONTEXT, "low_freq_factor", "high_freq_factor"),
+}
+_REQUIRED = {"linear": {"factor"}, "dynamic": {"factor"}, "yarn": {"factor"}} | {
+    "llama3": {*_FIELDS["llama3"]} - {_CONTEXT}
 }
 
 
@@ -95,8 +109,13 @@ def from_llama(llama: Mapping[str, Any]) -> dict[str, Any]:
             "num_attention_heads": heads,
             "num_key_value_heads": fields.num_key_value_heads or heads,
             "head_dim": fields.head_dim or fields.hidden_size // heads,
+            "bias": bool(fields.attention_bias),
         },
-        "mlp": {"type": _MLP[fields.hidden_act], "intermediate_size": fields.intermediate_size},
+        "mlp": {
+            "type": _MLP[fields.hidden_act],
+            "intermediate_size": fields.intermediate_size,
+            "bias": bool(fields.mlp_bias),
+        },
         "norm": {"type": "rms", "eps": fields.rms_norm_eps},
         "residual": {"type": "pre"},
         "head": {"type": "tied" if fields.tie_word_embeddings else "untied"},
@@ -113,20 +132,48 @@ def _rotary(llama: LlamaFields) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [
             Problem(path=("rope_parameters", "rope_type"), received=show(kind), allowed="one of " + ", ".join(_SCALING))
         ]
-    neutral = {"partial_rotary_factor": 1.0, "truncate": True}
-    values = {name: value for name, value in written.items() if value is not None and value != neutral.get(name)}
+    partial = written.pop("partial_rotary_factor", None) or llama.partial_rotary_factor or 1.0
+    problems = []
+    if kind == "default" and partial != 1:
+        warnings.warn(
+            f"partial_rotary_factor: {partial} is ignored, as transformers' Llama ignores it: all of each head turns; "
+            "the block that turns a part is rope_partial",
+            stacklevel=2,
+        )
+    elif partial != 1:  # which transformers' Llama cannot compute either
+        problems.append(
+            Problem(path=("partial_rotary_factor",), received=show(partial), allowed=f"1 with rope_type {kind!r}")
+        )
+    values = {name: value for name, value in written.items() if value is not None}
     allowed = _FIELDS[kind]
-    if "original_max_position_embeddings" in allowed:
-        values.setdefault("original_max_position_embeddings", llama.max_position_embeddings)
-    problems = [
-        Problem(path=("rope_parameters", name), received=show(value), allowed="rope_theta, " + ", ".join(allowed))
+    if kind == "yarn":
+        scales = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+        values = {"attention_factor": _attention_factor(values.get("factor"), *scales)} | values
+        values = {name: value for name, value in values.items() if value is not None}
+    if _CONTEXT in allowed:
+        values.setdefault(_CONTEXT, llama.max_position_embeddings)
+    if kind == "dynamic" and values[_CONTEXT] != llama.max_position_embeddings:
+        only = f"max_position_embeddings ({llama.max_position_embeddings}), which transformers reads in its place"
+        problems.append(Problem(path=("rope_parameters", _CONTEXT), received=show(values[_CONTEXT]), allowed=only))
+    known = ["rope_theta", *allowed, *(("mscale", "mscale_all_dim") if kind == "yarn" else ())]
+    problems += [
+        Problem(path=("rope_parameters", name), received=show(value), allowed=", ".join(known))
         for name, value in values.items()
         if name not in allowed
     ]
-    if "factor" in allowed and "factor" not in values:
-        problems.append(Problem(path=("rope_parameters", "factor"), received="nothing", allowed="a number"))
+    for name in sorted(_REQUIRED.get(kind, set()) - values.keys()):
+        problems.append(Problem(path=("rope_parameters", name), received="nothing", allowed="a number"))
     # The values' own types are checked where the block reads them.
     return {"type": _SCALING[kind], "theta": theta, **{n: v for n, v in values.items() if n in allowed}}, problems
+
+
+def _attention_factor(factor: Any, mscale: Any, mscale_all_dim: Any) -> float | None:
+    """YaRN's, where a file gives it by two scales as DeepSeek's do; transformers ignores one without the other."""
+    numbers = all(isinstance(value, int | float) and value > 0 for value in (factor, mscale, mscale_all_dim))
+    if not numbers:
+        return None
+    above, below = (0.1 * scale * math.log(max(factor, 1.0)) + 1.0 for scale in (mscale, mscale_all_dim))
+    return above / below
 
 
 def to_llama(model: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -136,7 +183,8 @@ def to_llama(model: Mapping[str, Any]) -> dict[str, Any] | None:
     attention, rotary = model["attention"], model["rotary"]
     act = next(act for act, mlp in _MLP.items() if mlp == model["mlp"]["type"])
     rope_type = next(kind for kind, block in _SCALING.items() if block == rotary["type"])
-    scaling = {name: value for name, value in rotary.items() if name not in ("type", "theta")}
+    unsaid = {"type", "theta"} | ({_CONTEXT} if rope_type == "dynamic" else set())
+    scaling = {name: value for name, value in rotary.items() if name not in unsaid}
     return {
         "hidden_size": model["hidden_size"],
         "num_hidden_layers": model["num_hidden_layers"],
@@ -151,8 +199,8 @@ def to_llama(model: Mapping[str, Any]) -> dict[str, Any] | None:
         "rope_parameters": {"rope_type": rope_type, "rope_theta": rotary["theta"], **scaling},
         "tie_word_embeddings": model["head"]["type"] == "tied",
         "initializer_range": model["init"].get("std", 0.02),
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": attention.get("bias", False),
+        "mlp_bias": model["mlp"].get("bias", False),
     }
 
 
@@ -170,5 +218,6 @@ def _departures(model: Mapping[str, Any]) -> Iterable[bool]:
     yield bool(model.get("layers"))
     for family, types in known.items():
         yield model[family]["type"] not in types
+    yield model["rotary"]["type"] == "rope_dynamic" and model["rotary"][_CONTEXT] != model["max_position_embeddings"]
     # transformers insists on this, though the head size is given and nothing else would need it.
     yield model["hidden_size"] % model["attention"]["num_attention_heads"] != 0

@@ -57,3 +57,9 @@ def bearing(config: BaseModel, plain: Mapping[str, Any]) -> dict[str, Any]:
         return not any(mark is OBSERVES or (isinstance(mark, Neutral) and mark.value == value) for mark in marks)
 
     return {name: value for name, value in plain.items() if counts(name)}
+
+
+def unsaid(config: BaseModel, name: str) -> bool:
+    """Whether a field was added later and has its default, at which all is as it was before there was the field."""
+    field, value = type(config).model_fields[name], getattr(config, name)
+    return value == field.default and Neutral(value) in field.metadata

@@ -8,55 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from llama_variants.blocks.fused import project_together
+from llama_variants.blocks.masks import extent, visible
 from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
 from llama_variants.registry import ATTENTION, NORM, ROTARY, BlockConfig, Cost, residual_output
-from llama_variants.types import Ratio, to_fraction
+from llama_variants.types import Neutral, Ratio, to_fraction
 
 
-def visible(
-    time: int, past: int, window: int | None, padding: Bool[Tensor, "b s"] | None, device: torch.device
-) -> Bool[Tensor, "#b 1 t s"] | None:
-    """Which keys each query sees; None where that is every earlier one, which needs no mask.
+def written_out(
+    q: Float[Tensor, "b h t k"], k: Float[Tensor, "b g s k"], v: Float[Tensor, "b g s k"], mask: Tensor | None
+) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h t s"]]:
+    """Attention as PyTorch's kernels compute it, and its weights, which they do not give.
 
     Args:
-        time: t, the number of queries; they are the last t of s = past + t positions.
-        past: keys in the cache.
-        window: how many keys a query sees, itself included; all earlier ones when None.
-        padding: False where a key is padding.
-        device: where the mask is made.
+        q: queries.
+        k: keys.
+        v: values.
+        mask: as for :meth:`LlamaAttention.forward`.
     """
-    total = past + time
-    if window is not None and window >= total:
-        window = None
-    if padding is None and window is None and (past == 0 or time == 1):
-        return None
-    key = torch.arange(total, device=device)
-    query = key[past:, None]  # (t, 1)
-    mask = key <= query  # (t, s)
-    if window is not None:
-        mask &= key > query - window
-    mask = mask[None, None]  # (1, 1, t, s)
-    if padding is not None:
-        # A query that is padding itself sees itself: a row without any key would be not-a-number in some kernels.
-        mask = mask & padding[:, None, None, :] | (key == query)
-    return mask
+    time, total = q.shape[2], k.shape[2]
+    k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))  # (b, h, s, k)
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5  # (b, h, t, s)
+    if mask is None:
+        mask = torch.ones(time, total, dtype=torch.bool, device=q.device).tril(total - time)
+    # Not minus infinity: a row without any key would be not-a-number.
+    lowest = torch.finfo(scores.dtype).min
+    scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    return weights @ v, weights
 
 
 class AttentionConfig(BlockConfig):
-    """What every attention declares: ``num_attention_heads`` (h) and ``head_dim`` (k)."""
+    """What every attention declares: ``num_attention_heads`` (h), ``head_dim`` (k) and ``bias`` of its projections."""
 
     num_attention_heads: PositiveInt
     head_dim: PositiveInt
+    bias: Annotated[bool, Neutral(False)] = False
 
     @property
     def kv_heads(self) -> int:
@@ -77,7 +73,9 @@ class AttentionConfig(BlockConfig):
         A query sees half of all keys on average, or a window w of T: w - w²/2T.
         """
         query, key = self.num_attention_heads * self.head_dim, self.kv_heads * self.head_dim
-        projections = Cost.linear(model.hidden_size, query) * 2 + Cost.linear(model.hidden_size, key) * 2
+        size = model.hidden_size
+        projections = Cost.linear(size, query, self.bias) + Cost.linear(query, size, self.bias)
+        projections += Cost.linear(size, key, self.bias) * 2
         window = min(self.window(model) or seq_len, seq_len)
         seen = window - Fraction(window * window, 2 * seq_len)
         return projections + Cost(
@@ -118,7 +116,8 @@ class GroupedConfig(AttentionConfig):
 
 @ATTENTION.register("gqa")
 class LlamaAttention(nn.Module):
-    """Grouped-query attention, the control: h query heads share g key/value heads, without biases.
+    """Grouped-query attention, the control: h query heads share g key/value heads, without biases
+    unless ``bias`` says so.
 
     softmax(q kᵀ / sqrt(k)) v over earlier positions. Source: arXiv:2305.13245.
 
@@ -131,6 +130,11 @@ class LlamaAttention(nn.Module):
 
     also: ClassVar = ("mha", "mqa")
     """Blocks that are this class at other numbers of heads."""
+
+    eager: bool = False
+    """Whether attention is written out instead of left to PyTorch's kernels; the model sets it before each call."""
+    record: list[Tensor] | None = None
+    """Where the weights (b, h, t, s) go, which only attention that is written out has; the model sets it too."""
 
     class Config(GroupedConfig):
         """The grouping."""
@@ -148,10 +152,10 @@ class LlamaAttention(nn.Module):
             self.num_heads * self.head_dim,
             self.num_kv_heads * self.head_dim,
         )
-        self.q_proj = nn.Linear(size, query, bias=False)
-        self.k_proj = nn.Linear(size, key, bias=False)
-        self.v_proj = nn.Linear(size, key, bias=False)
-        self.o_proj = residual_output(nn.Linear(query, size, bias=False))
+        self.q_proj = nn.Linear(size, query, bias=attention.bias)
+        self.k_proj = nn.Linear(size, key, bias=attention.bias)
+        self.v_proj = nn.Linear(size, key, bias=attention.bias)
+        self.o_proj = residual_output(nn.Linear(query, size, bias=attention.bias))
         if rotary is None:
             rotary = ROTARY[config.rotary.type].from_config(config.rotary, self.head_dim)
         # In a tuple: a shared module belongs to the model, and is not listed again under every layer.
@@ -185,22 +189,30 @@ class LlamaAttention(nn.Module):
         Args:
             x: hidden states of the newest t positions.
             rotation: what the rotary made of their positions; made here when None.
-            mask: which keys each query sees (1 or b, 1, t, s); the earlier ones, in the window, when None.
+            mask: which keys each query sees (1 or b, 1 or h, t, s), or what is added to its scores; the earlier ones,
+                in the window, when None.
             cache: a transformers Cache that holds the keys and values of earlier positions.
         """
         batch, time, _ = x.shape
-        past = cache.get_seq_length(self.layer_idx) if cache is not None else 0
-        if rotation is None:
-            rotation = self.rotary.rotation(torch.arange(past, past + time, device=x.device)[None])
-        if mask is None:
-            mask = visible(time, past, self.window, None, x.device)
+        if rotation is None or mask is None:
+            past, total = extent(time, cache, self.layer_idx)
+            if rotation is None:
+                rotation = self.rotary.rotation((torch.arange(time, device=x.device) + past)[None])
+            if mask is None:
+                mask = visible(time, past, self.window, None, x.device, total=total)
         q, k, v = self.project(x)
         q, k = self.rotary.rotate(q, rotation), self.rotary.rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)  # (b, g, s, k)
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None and time > 1, enable_gqa=self.num_kv_heads != self.num_heads
-        )  # (b, h, t, k)
+        if self.eager:
+            y, weights = written_out(q, k, v, mask)
+            if self.record is not None:
+                self.record.append(weights)
+        else:
+            # bool(): under torch.jit.trace a comparison of sizes is a tensor.
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=bool(mask is None and time > 1), enable_gqa=self.num_kv_heads != self.num_heads
+            )  # (b, h, t, k)
         return self.merge(y.transpose(1, 2).reshape(batch, time, -1), x)  # (b, t, h·k) → (b, t, d)
 
 

@@ -17,6 +17,8 @@ class HeadConfig(BlockConfig):
     """What the model asks of every head: whether it shares the embedding's weight."""
 
     tied: ClassVar[bool]
+    untied: ClassVar[str | None] = None
+    """Of a tied head: the block that is the same with a weight of its own, where there is one."""
 
     def cost(self, model: ModelConfig, seq_len: int) -> Cost:
         """One projection; its parameters count only where they are not the embedding's."""
@@ -42,6 +44,7 @@ class TiedHead(Head):
         """No fields."""
 
         tied: ClassVar[bool] = True
+        untied: ClassVar[str | None] = "untied"
 
 
 @HEAD.register("untied")
@@ -94,6 +97,7 @@ class TiedSoftcapHead(SoftcapHead):
         """The cap."""
 
         tied: ClassVar[bool] = True
+        untied: ClassVar[str | None] = "untied_softcap"
 
 
 @HEAD.register("untied_softcap")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float
 from pydantic import PositiveInt
@@ -15,11 +15,14 @@ from llama_variants.blocks.fused import project_together
 from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
 from llama_variants.registry import MLP, BlockConfig, Cost, residual_output
-from llama_variants.types import Ratio, to_fraction
+from llama_variants.types import Neutral, Ratio, to_fraction
 
 
 class MLPConfig(BlockConfig):
-    """The width f: ``intermediate_size``, or ``expansion`` times d, up to a ``multiple_of`` where one is set."""
+    """The width f: ``intermediate_size``, or ``expansion`` times d, up to a ``multiple_of`` where one is set.
+
+    ``bias`` is that of all projections.
+    """
 
     alternatives: ClassVar = (frozenset({"intermediate_size", "expansion"}),)
     projections: ClassVar[int]
@@ -28,6 +31,7 @@ class MLPConfig(BlockConfig):
     intermediate_size: PositiveInt | None = None
     expansion: Ratio | None = None
     multiple_of: PositiveInt | None = None
+    bias: Annotated[bool, Neutral(False)] = False
 
     def width(self, hidden_size: int) -> int:
         """f: the nearest whole number, or the next multiple of ``multiple_of`` where one is set."""
@@ -53,12 +57,13 @@ class MLPConfig(BlockConfig):
 
     def cost(self, model: ModelConfig, seq_len: int) -> Cost:
         """Its projections."""
-        return Cost.linear(model.hidden_size, self.width(model.hidden_size)) * self.projections
+        size, width = model.hidden_size, self.width(model.hidden_size)
+        return Cost.linear(size, width, self.bias) * (self.projections - 1) + Cost.linear(width, size, self.bias)
 
 
 @MLP.register("swiglu")
 class LlamaMLP(nn.Module):
-    """Gated feed-forward block, the control: down(silu(gate(x)) · up(x)), without biases.
+    """Gated feed-forward block, the control: down(silu(gate(x)) · up(x)), without biases unless ``bias`` says so.
 
     Source: arXiv:2002.05202 (SwiGLU), with the width of SmolLM2 (8/3 of the model's).
 
@@ -74,10 +79,11 @@ class LlamaMLP(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         config = ModelConfig.of(config)
-        size, width = config.hidden_size, config.block("mlp", type(self)).width(config.hidden_size)
-        self.gate_proj = nn.Linear(size, width, bias=False)
-        self.up_proj = nn.Linear(size, width, bias=False)
-        self.down_proj = residual_output(nn.Linear(width, size, bias=False))
+        mlp, size = config.block("mlp", type(self)), config.hidden_size
+        width = mlp.width(size)
+        self.gate_proj = nn.Linear(size, width, bias=mlp.bias)
+        self.up_proj = nn.Linear(size, width, bias=mlp.bias)
+        self.down_proj = residual_output(nn.Linear(width, size, bias=mlp.bias))
         self.act_fn = self.activation()
 
     @staticmethod
@@ -109,8 +115,45 @@ class GeGLU(LlamaMLP):
         return nn.GELU()
 
 
+@MLP.register("geglu_tanh")
+class TanhGeGLU(LlamaMLP):
+    """Gated block with the tanh form of the GELU: down(gelu_tanh(gate(x)) · up(x)).
+
+    Differs from ``geglu`` by 0.5 · x · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³))) in place of the exact GELU.
+    Source: arXiv:1606.08415, as in Gemma (arXiv:2403.08295).
+    """
+
+    class Config(MLPConfig):
+        """The width."""
+
+        projections: ClassVar = 3
+
+    @staticmethod
+    def activation() -> nn.Module:
+        """What the gate goes through."""
+        return nn.GELU(approximate="tanh")
+
+
+@MLP.register("reglu")
+class ReGLU(LlamaMLP):
+    """Gated block with a ReLU: down(relu(gate(x)) · up(x)).
+
+    Differs from the control by the gate's activation. Source: arXiv:2002.05202.
+    """
+
+    class Config(MLPConfig):
+        """The width."""
+
+        projections: ClassVar = 3
+
+    @staticmethod
+    def activation() -> nn.Module:
+        """What the gate goes through."""
+        return nn.ReLU()
+
+
 class UngatedMLP(nn.Module):
-    """down(activation(up(x))), without biases; subclasses say which activation."""
+    """down(activation(up(x))), without biases unless ``bias`` says so; subclasses say which activation."""
 
     class Config(MLPConfig):
         """The width."""
@@ -120,9 +163,10 @@ class UngatedMLP(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         config = ModelConfig.of(config)
-        size, width = config.hidden_size, config.block("mlp", type(self)).width(config.hidden_size)
-        self.up_proj = nn.Linear(size, width, bias=False)
-        self.down_proj = residual_output(nn.Linear(width, size, bias=False))
+        mlp, size = config.block("mlp", type(self)), config.hidden_size
+        width = mlp.width(size)
+        self.up_proj = nn.Linear(size, width, bias=mlp.bias)
+        self.down_proj = residual_output(nn.Linear(width, size, bias=mlp.bias))
 
     def activation(self, x: Tensor) -> Tensor:
         """Element by element."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
 from llama_variants.registry import ROTARY, FreeConfig
-from llama_variants.types import Ratio, to_fraction
+from llama_variants.types import Neutral, Ratio, to_fraction
 
 Rotation = tuple[Float[Tensor, "#b t r"], Float[Tensor, "#b t r"]]
 """Cosines of every position, and sines, negative in the first half, in float32."""
@@ -75,7 +75,12 @@ class LlamaRotaryEmbedding(nn.Module):
 
         Nothing is kept in a buffer: a table that is rebuilt cannot be left stale by meta-device construction.
         """
-        angles = positions[..., None].float() * self.inverse_frequencies(positions.device)  # (b, t, r/2)
+        return self.turns(positions, self.inverse_frequencies(positions.device))
+
+    @staticmethod
+    def turns(positions: Int[Tensor, "#b t"], frequencies: Float[Tensor, " half"]) -> Rotation:
+        """Cosines and signed sines of each position at each frequency."""
+        angles = positions[..., None].float() * frequencies  # (b, t, r/2)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (b, t, r)
 
@@ -203,57 +208,144 @@ def _ntk_theta(theta: float, factor: float, dim: int) -> float:
     return theta * factor ** (dim / (dim - 2)) if dim > 2 else theta
 
 
-@ROTARY.register("rope_yarn")
-class YarnRotaryEmbedding(LlamaRotaryEmbedding):
-    """YaRN: fast pairs keep their angles, slow ones are interpolated, with a ramp between; attention is sharpened.
+class StretchedConfig(RopeConfig):
+    """What encodings declare that know their original context in tokens, and the ``factor`` by which it grows."""
 
-    Differs from the control by its angles. A pair that turns more than ``beta_fast`` times over
-    ``original_max_position_embeddings`` tokens keeps its angle, one that turns less than ``beta_slow`` times has it
-    divided by ``factor``. Cosines and sines are multiplied by 0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the
-    ramp's ends rounded outwards as in transformers.
+    example: ClassVar = {"factor": 4.0, "original_max_position_embeddings": 512}
+
+    factor: PositiveFloat
+    original_max_position_embeddings: PositiveInt
+
+    def problems(self, model: ModelConfig) -> Iterable[Problem]:
+        """A scaling stretches, and it takes wavelengths of several lengths."""
+        yield from super().problems(model)
+        if self.factor < 1:
+            yield Problem(path=("factor",), received=str(self.factor), allowed="at least 1")
+        if self.theta <= 1:
+            allowed = "more than 1, or no wavelength is longer than another"
+            yield Problem(path=("theta",), received=str(self.theta), allowed=allowed)
+
+
+class StretchedRotaryEmbedding(LlamaRotaryEmbedding):
+    """A rotary embedding whose angles depend on an original context; subclasses say how."""
+
+    def __init__(
+        self, dim: int, theta: float = 10_000.0, factor: float = 1.0, original_max_position_embeddings: int = 2048
+    ) -> None:
+        super().__init__(dim, theta)
+        self.factor, self.context = factor, original_max_position_embeddings
+
+    def extra_repr(self) -> str:
+        """Fields shown by print(model)."""
+        return f"{super().extra_repr()}, factor={self.factor:g}, original_max_position_embeddings={self.context}"
+
+
+@ROTARY.register("rope_dynamic")
+class DynamicScaledRotaryEmbedding(StretchedRotaryEmbedding):
+    """NTK-aware scaling that grows with the sequence: theta · (factor · n/c - factor + 1)^(k/(k-2)) beyond c tokens.
+
+    Differs from the control only where a sequence of n tokens is longer than ``original_max_position_embeddings`` (c):
+    then all of its angles depend on its length, those of earlier tokens too, and what a cache holds was turned by the
+    angles of its time. Source: the dynamic form in arXiv:2309.00071, section 3.3, as in transformers.
     """
 
-    class Config(RopeConfig):
-        """``factor``, the original context in tokens, and the ends of the ramp in turns."""
-
-        example: ClassVar = {"factor": 4.0, "original_max_position_embeddings": 512}
-
-        factor: PositiveFloat
-        original_max_position_embeddings: PositiveInt
-        beta_fast: PositiveFloat = 32.0
-        beta_slow: PositiveFloat = 1.0
+    class Config(StretchedConfig):
+        """``factor``, and the context in tokens up to which nothing is scaled."""
 
         def problems(self, model: ModelConfig) -> Iterable[Problem]:
-            """A ramp has two ends, and a scaling stretches."""
+            """The exponent needs more than one pair."""
             yield from super().problems(model)
-            if self.factor < 1:
-                yield Problem(path=("factor",), received=str(self.factor), allowed="at least 1")
+            if model.attention_head_dim == 2:
+                yield Problem(path=("type",), received="rope_dynamic, head_dim 2", allowed="a head_dim of at least 4")
+
+    def rotation(self, positions: Int[Tensor, "#b t"]) -> Rotation | None:
+        """By the angles of the longest sequence in the batch; without a branch, so that it compiles."""
+        length = (positions.max() + 1).clamp(min=self.context)
+        growth = self.factor * length / self.context - (self.factor - 1)
+        exponents = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32) / self.dim
+        grown = 1.0 / (self.theta * growth ** (self.dim / (self.dim - 2))) ** exponents
+        plain = self.inverse_frequencies(positions.device)
+        return self.turns(positions, torch.where(length > self.context, grown, plain))
+
+
+@ROTARY.register("rope_llama3")
+class Llama3RotaryEmbedding(StretchedRotaryEmbedding):
+    """Llama 3.1's scaling: slow pairs have their angles divided by ``factor``, fast ones keep them; a blend between.
+
+    Differs from the control by its angles. A pair that turns more than ``high_freq_factor`` times over
+    ``original_max_position_embeddings`` tokens keeps its angle, one that turns less than ``low_freq_factor`` times has
+    it divided; between them the two are mixed, linearly in the turns. Source: arXiv:2407.21783, as in transformers.
+    """
+
+    class Config(StretchedConfig):
+        """``factor``, the original context in tokens, and the ends of the blend in turns."""
+
+        low_freq_factor: PositiveFloat = 1.0
+        high_freq_factor: PositiveFloat = 4.0
+
+        def problems(self, model: ModelConfig) -> Iterable[Problem]:
+            """A blend has two ends."""
+            yield from super().problems(model)
+            if self.high_freq_factor <= self.low_freq_factor:
+                allowed = f"more than low_freq_factor ({self.low_freq_factor:g})"
+                yield Problem(path=("high_freq_factor",), received=str(self.high_freq_factor), allowed=allowed)
+
+    def __init__(self, dim: int, *, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0, **fields: Any) -> None:
+        super().__init__(dim, **fields)
+        self.ends = (low_freq_factor, high_freq_factor)
+
+    def inverse_frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
+        """The control's, those divided by ``factor``, or a mixture of both."""
+        plain, (low, high) = super().inverse_frequencies(device), self.ends
+        periods = 2 * math.pi / plain  # in positions
+        share = (self.context / periods - low) / (high - low)  # of the control's angle in the mixture
+        # In transformers' order of operations, so that the last bit agrees.
+        mixed = (1 - share) * plain / self.factor + share * plain
+        slow, fast = periods > self.context / low, periods < self.context / high
+        return torch.where(slow, plain / self.factor, torch.where(fast, plain, mixed))
+
+
+@ROTARY.register("rope_yarn")
+class YarnRotaryEmbedding(StretchedRotaryEmbedding):
+    """YaRN: fast pairs keep their angles, slow ones are interpolated, with a ramp between; attention is sharpened.
+
+    Differs from the control by its angles. A pair that turns more than ``beta_fast`` times over the original context
+    keeps its angle, one that turns less than ``beta_slow`` times has it divided by ``factor``. Cosines
+    and sines are multiplied by 0.1 · ln(factor) + 1. Source: arXiv:2309.00071, with the ramp's ends rounded outwards as
+    in transformers.
+    """
+
+    class Config(StretchedConfig):
+        """``factor``, the original context in tokens, and the ends of the ramp in turns, rounded if ``truncate``.
+
+        ``attention_factor``: what cosines and sines are multiplied by, in place of 0.1 · ln(factor) + 1.
+        """
+
+        beta_fast: PositiveFloat = 32.0
+        beta_slow: PositiveFloat = 1.0
+        attention_factor: Annotated[PositiveFloat | None, Neutral(None)] = None
+        truncate: Annotated[bool, Neutral(True)] = True
+
+        def problems(self, model: ModelConfig) -> Iterable[Problem]:
+            """A ramp has two ends."""
+            yield from super().problems(model)
             if self.beta_fast <= self.beta_slow:
-                yield Problem(
-                    path=("beta_fast",),
-                    received=str(self.beta_fast),
-                    allowed=f"more than beta_slow ({self.beta_slow:g})",
-                )
-            if self.theta <= 1:
-                yield Problem(
-                    path=("theta",),
-                    received=str(self.theta),
-                    allowed="more than 1, or no wavelength is longer than another",
-                )
+                allowed = f"more than beta_slow ({self.beta_slow:g})"
+                yield Problem(path=("beta_fast",), received=str(self.beta_fast), allowed=allowed)
 
     def __init__(
         self,
         dim: int,
-        theta: float = 10_000.0,
-        factor: float = 1.0,
-        original_max_position_embeddings: int = 2048,
+        *,
         beta_fast: float = 32.0,
         beta_slow: float = 1.0,
+        attention_factor: float | None = None,
+        truncate: bool = True,
+        **fields: Any,
     ) -> None:
-        super().__init__(dim, theta)
-        self.factor = factor
-        self.context = original_max_position_embeddings
-        self.betas = (beta_fast, beta_slow)
+        super().__init__(dim, **fields)
+        self.betas, self.truncate = (beta_fast, beta_slow), truncate
+        self.sharpened = 0.1 * math.log(self.factor) + 1.0 if attention_factor is None else attention_factor
 
     def inverse_frequencies(self, device: torch.device | None = None) -> Float[Tensor, " half"]:
         """Between the control's and the interpolated ones."""
@@ -263,7 +355,10 @@ class YarnRotaryEmbedding(LlamaRotaryEmbedding):
         def pair(turns: float) -> float:  # that turns so often over the original context
             return self.dim * math.log(self.context / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
-        low, high = max(math.floor(pair(self.betas[0])), 0), min(math.ceil(pair(self.betas[1])), self.dim - 1)
+        low, high = pair(self.betas[0]), pair(self.betas[1])
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
         steps = torch.arange(self.dim // 2, device=device, dtype=torch.float32)
         kept = 1 - ((steps - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 1: as it was
         # In transformers' order of operations, so that the last bit agrees.
@@ -273,12 +368,7 @@ class YarnRotaryEmbedding(LlamaRotaryEmbedding):
         """The control's, times the factor that sharpens attention."""
         rotation = super().rotation(positions)
         assert rotation is not None
-        sharpened = 0.1 * math.log(self.factor) + 1.0
-        return rotation[0] * sharpened, rotation[1] * sharpened
-
-    def extra_repr(self) -> str:
-        """Fields shown by print(model)."""
-        return f"{super().extra_repr()}, factor={self.factor:g}, original_max_position_embeddings={self.context}"
+        return rotation[0] * self.sharpened, rotation[1] * self.sharpened
 
 
 @ROTARY.register("nope")

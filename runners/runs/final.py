@@ -21,7 +21,10 @@ def keep_final(model: LlamaForCausalLM, corpus: Corpus, run: RunFolder) -> bool:
     logging.disable_progress_bar()  # it would tear up the display of the sweep
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.folder / "tokenizer.json"))
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(corpus.manifest["end_id"])
+        end = corpus.manifest["end_id"]
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        # Without these generation would run past the end of a document, into the next.
+        model.config.eos_token_id = model.generation_config.eos_token_id = end
         with whole_folder(run.final.with_name(f".final.{os.getpid()}"), run.final) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)

@@ -8,7 +8,7 @@ import torch
 
 import runners
 from analysis.store.stratum import Stratum, facets
-from llama_variants.blocks.attention import visible
+from llama_variants.blocks.masks import documents_of, extent, visible
 from llama_variants.meaning import class_meaning, digest, module_meaning
 from llama_variants.registry import FAMILIES
 from runners.planning.components import OPTIMIZER, PROBE, SCHEDULE
@@ -17,7 +17,7 @@ from runners.runs.machine import device_name, processor
 from runners.runs.proofs import proven
 
 WHOLE = {
-    "model": ("llama_variants.model",),
+    "model": ("llama_variants.model", "llama_variants.pretrained"),
     "data": ("runners.data.batches",),
     "evaluation": ("runners.evaluation.subject",),
     "training": tuple(
@@ -42,6 +42,7 @@ NOT_EXECUTED = {
     "llama_variants.stock": "as hf",
     "llama_variants.summary": "as config",
     "llama_variants.types": "as config",
+    "llama_variants.variant": "as config",
     "runners": "the rest carries runs out, writes them down, and reports",
     "runners.data": "the tokens that it makes have a fingerprint of their own, beside the stratum",
     "runners.evaluation": "of the probes that are judged what their classes need; the others observe",
@@ -77,7 +78,8 @@ def executed(recipe: Recipe) -> dict[str, dict[str, str]]:
     parts = {}
     for part, modules in WHOLE.items():
         parts[part] = {name: one for module in modules for name, one in module_meaning(module).items()}
-    parts["model"] |= class_meaning(visible, apart=APART)  # all that model.py takes out of a block's file
+    for function in (documents_of, extent, visible):  # all that model.py takes out of a block's file
+        parts["model"] |= class_meaning(function, apart=APART)
     skip = (*(module for modules in WHOLE.values() for module in modules), "llama_variants.errors")
     for registry, name in used:
         parts[f"{registry.family}.{name}"] = class_meaning(registry[name], apart=APART, skip=skip)

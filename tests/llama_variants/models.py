@@ -38,6 +38,7 @@ EVERY_BLOCK = {
     f"{family}={block['type']}": TINY.override({family: block}) for family in BLOCKS for block in BLOCKS[family]
 }
 PATTERNS = {
+    "biases": TINY.override({"attention": {"bias": True}, "mlp": {"bias": True}}),
     "nope every 2nd": TINY.override({"layers": {"every 2": {"rotary": {"type": "nope"}}}}),
     "local:global 1:1": TINY.override(
         {

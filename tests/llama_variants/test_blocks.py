@@ -20,7 +20,7 @@ from llama_variants import (
     build_model,
 )
 from llama_variants.blocks.norm import DynamicTanh, LayerNorm
-from llama_variants.blocks.rotary import PartialRotaryEmbedding
+from llama_variants.blocks.rotary import DynamicScaledRotaryEmbedding, Llama3RotaryEmbedding, PartialRotaryEmbedding
 from llama_variants.registry import ATTENTION, EMBEDDING, HEAD, MLP, RESIDUAL
 from tests.llama_variants.models import TINY, ids
 
@@ -138,7 +138,12 @@ def test_gated_output_by_the_formula():
 
 
 ACTIVATIONS = {"gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), "relu2": lambda x: x.clamp(min=0) ** 2}
-GATES = {"swiglu": lambda x: x / (1 + torch.exp(-x)), "geglu": ACTIVATIONS["gelu"]}
+GATES = {
+    "swiglu": lambda x: x / (1 + torch.exp(-x)),
+    "geglu": ACTIVATIONS["gelu"],
+    "geglu_tanh": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "reglu": lambda x: x.clamp(min=0),
+}
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, *GATES])
@@ -147,6 +152,39 @@ def test_mlps_by_the_formula(name):
     hidden = X @ mlp.up_proj.weight.T
     hidden = GATES[name](X @ mlp.gate_proj.weight.T) * hidden if name in GATES else ACTIVATIONS[name](hidden)
     assert torch.allclose(mlp(X), hidden @ mlp.down_proj.weight.T, atol=1e-12)
+
+
+def test_biases_are_added_to_every_projection():
+    attention, mlp = block(ATTENTION, "gqa", bias=True), block(MLP, "swiglu", bias=True)
+    control = block(ATTENTION, "gqa"), block(MLP, "swiglu")
+    for biased, plain in zip((attention, mlp), control, strict=True):
+        for name, linear in biased.named_children():
+            if isinstance(linear, torch.nn.Linear):
+                torch.nn.init.normal_(linear.bias)
+                other = getattr(plain, name)
+                other.weight = linear.weight
+                other.register_forward_hook(lambda module, args, y, bias=linear.bias: y + bias)
+        assert torch.allclose(biased(X), plain(X), atol=1e-12)
+
+
+def test_llama3_keeps_fast_pairs_and_stretches_slow_ones():
+    plain = LlamaRotaryEmbedding(64).inverse_frequencies()
+    scaled = Llama3RotaryEmbedding(64, factor=8.0, original_max_position_embeddings=512).inverse_frequencies()
+    turns = plain * 512 / (2 * math.pi)  # over the original context
+    assert torch.equal(scaled[turns > 4], plain[turns > 4])
+    assert torch.equal(scaled[turns < 1], plain[turns < 1] / 8)
+    share = ((turns - 1) / 3)[(turns >= 1) & (turns <= 4)]
+    assert len(share) > 2
+    between = (turns >= 1) & (turns <= 4)
+    assert torch.allclose(scaled[between], plain[between] * (share + (1 - share) / 8), rtol=1e-5)
+
+
+def test_dynamic_angles_are_the_control_s_until_the_context_is_full():
+    rotary = DynamicScaledRotaryEmbedding(16, factor=2.0, original_max_position_embeddings=32)
+    x = torch.randn(1, 40, 16)
+    assert torch.equal(rotary(x[:, :32]), LlamaRotaryEmbedding(16)(x[:, :32]))
+    grown = LlamaRotaryEmbedding(16, theta=10_000.0 * (2 * 40 / 32 - 1) ** (16 / 14))
+    assert torch.allclose(rotary(x), grown(x), atol=1e-5)
 
 
 def test_norms_by_the_formula():

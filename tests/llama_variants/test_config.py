@@ -358,16 +358,19 @@ def test_fields_that_are_left_out_are_transformers_own(given_fields):
 @pytest.mark.parametrize(
     ("change", "path"),
     [
-        ({"attention_bias": True}, ("attention_bias",)),
-        ({"mlp_bias": True}, ("mlp_bias",)),
+        ({"attention_bias": "yes"}, ("attention_bias",)),
+        ({"mlp_bias": 1}, ("mlp_bias",)),
         ({"attention_dropout": 0.1}, ("attention_dropout",)),
-        ({"hidden_act": "relu"}, ("hidden_act",)),
-        ({"hidden_act": "gelu_pytorch_tanh"}, ("hidden_act",)),
+        ({"hidden_act": "relu2"}, ("hidden_act",)),
+        ({"hidden_act": "gelu_new"}, ("hidden_act",)),
         ({"model_type": "mistral"}, ("model_type",)),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ("rope_parameters", "rope_type")),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, ("rope_parameters", "rope_type")),
         ({"rope_parameters": {"rope_type": "linear"}}, ("rope_parameters", "factor")),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ("rope_parameters", "partial_rotary_factor")),
-        ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+            ("partial_rotary_factor",),
+        ),
+        ({"partial_rotary_factor": 1.5}, ("partial_rotary_factor",)),
         ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config",)),
         ({"tie_word_embeddings": "false"}, ("tie_word_embeddings",)),
         ({"num_attention_heads": 0}, ("num_attention_heads",)),
@@ -378,7 +381,11 @@ def test_fields_that_are_left_out_are_transformers_own(given_fields):
         ({"rope_parameters": {"rope_type": []}}, ("rope_parameters", "rope_type")),
         ({"rope_parameters": {"rope_theta": "abc"}}, ("rotary", "theta")),
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, ("rotary", "factor")),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 2.0}}, ("rope_parameters", "mscale")),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscales": 2.0}}, ("rope_parameters", "mscales")),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+            ("rotary", "high_freq_factor"),
+        ),
     ],
 )
 def test_a_llama_that_no_block_computes_is_refused(change, path):

@@ -13,14 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 from transformers import LlamaForCausalLM as StockLlama
 
 from llama_variants import ConfigError, LlamaForCausalLM, build_model, load_pretrained, save_pretrained
-from llama_variants.model import LlamaVariantConfig
+from llama_variants.variant import LlamaVariantConfig
 from tests.llama_variants.models import EVERY_MODEL, TINY, any_blocks, ids, shapes
 
 # What a stock Llama computes, by hand: to_llama() is not asked.
 STOCK = {
     *("embedding=plain", "rotary=rope", "rotary=rope_linear", "rotary=rope_ntk", "rotary=rope_yarn"),
-    *("attention=gqa", "attention=mha", "attention=mqa", "mlp=swiglu", "mlp=geglu", "norm=rms", "residual=pre"),
-    *("head=tied", "head=untied", "init=normal", "init=scaled", "init=smollm2"),
+    *("rotary=rope_llama3", "attention=gqa", "attention=mha", "attention=mqa", "norm=rms", "residual=pre"),
+    *("mlp=swiglu", "mlp=geglu", "mlp=geglu_tanh", "mlp=reglu", "biases", "head=tied", "head=untied"),
+    *("init=normal", "init=scaled", "init=smollm2"),
 }
 
 

@@ -9,8 +9,9 @@ import torch
 
 from llama_variants import ConfigError, build_model
 from llama_variants.blocks.init import normal_by_name
-from llama_variants.model import LlamaForCausalLM, LlamaVariantConfig
+from llama_variants.model import LlamaForCausalLM
 from llama_variants.registry import HEAD
+from llama_variants.variant import LlamaVariantConfig
 from tests.llama_variants.models import EVERY_MODEL, TINY
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llama_variants import LlamaForCausalLM, LlamaMLP, ModelConfig, build_model
 from llama_variants.blocks.attention import visible
-from llama_variants.model import _CACHE
+from llama_variants.pretrained import CACHE
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 
 
@@ -126,7 +126,7 @@ def test_logits_with_a_cache_are_those_without(config):
         want, cache, got = model(tokens).logits, None, []
         for piece in tokens.split([7, 1, 9, 3], dim=1):
             out = model(piece, cache=cache, use_cache=True)
-            cache = out[_CACHE]
+            cache = out[CACHE]
             got.append(out.logits)
     assert torch.allclose(torch.cat(got, dim=1), want, atol=1e-10, rtol=0)
     assert cache.get_seq_length() == 20

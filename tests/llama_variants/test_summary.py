@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_variants import ModelConfig, build_model
-from llama_variants.model import _CACHE
+from llama_variants.pretrained import CACHE
 from llama_variants.registry import FAMILIES
 from llama_variants.summary import blocks_markdown, blocks_table, summary, summary_text
 from tests.conftest import ROOT
@@ -54,7 +54,7 @@ def test_kv_cache_is_what_generation_keeps():
     import torch
 
     for config in EVERY_MODEL.values():
-        cache = build_model(config)(torch.zeros(1, 5, dtype=torch.long), use_cache=True)[_CACHE]
+        cache = build_model(config)(torch.zeros(1, 5, dtype=torch.long), use_cache=True)[CACHE]
         kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
         assert kept == 5 * config.kv_cache_values_per_token
 

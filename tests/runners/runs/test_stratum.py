@@ -112,7 +112,7 @@ def test_what_computes_nothing_leaves_the_code_alone(code_after):
             ("runners/evaluation/subject.py", r"windows\(self\.num_windows", "windows(2 * self.num_windows"),
             "evaluation",
         ),
-        (("llama_variants/blocks/attention.py", r"def visible\(", "Z = 1\n\n\ndef visible(*, z=Z, "), "model"),
+        (("llama_variants/blocks/masks.py", r"def extent\(", "Z = 1\n\n\ndef extent(*, z=Z, "), "model"),
         (("runners/evaluation/loss.py", "found.loss_nats,", "2 * found.loss_nats,"), "probe.loss"),
         (("runners/data/batches.py", r"\Z", "\nX = 1\n"), "data"),
         (("llama_variants/model.py", "IGNORED = -100", "IGNORED = -101"), "model"),

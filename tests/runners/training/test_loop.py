@@ -173,6 +173,21 @@ def test_final_weights_load_in_plain_transformers_and_are_those_that_were_judged
     assert tokenizer.eos_token_id == corpus.manifest["end_id"]
 
 
+@pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
+def test_generation_from_final_weights_stops_at_the_end_of_a_text(recipe, project, mlp):
+    """As a stock Llama and as a variant: a model made to say the end of text says nothing after it, in a batch too."""
+    recipe = recipe.with_model(recipe.model.override({"mlp": {"type": mlp}}))
+    run = new_run(project, recipe)
+    execute(run, Path("cache"), "cpu", RunOptions(), StopRequest())
+    end = prepare(recipe.data, Path("cache")).manifest["end_id"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.final), AutoTokenizer.from_pretrained(run.final)
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id == end
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, torch.tensor([end]), 1e4))
+    prompt = tokenizer("alpha beta", return_tensors="pt").input_ids
+    out = model.generate(prompt.repeat(2, 1), max_new_tokens=8, do_sample=False)
+    assert out[:, prompt.shape[1] :].tolist() == [[end], [end]]
+
+
 def test_epochs_and_tokens_count_alike(recipe):
     last = trained(recipe)[-1]["metrics"]
     corpus = prepare(recipe.data, Path("cache"))

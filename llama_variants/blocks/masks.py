@@ -1,0 +1,95 @@
+"""Which keys each query sees.
+
+Axes: b batch, t time (of the queries), s time of the keys (t and what a cache holds, or all that it has room for).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
+
+def visible(
+    time: int,
+    past: int | Tensor,
+    window: int | None,
+    padding: Bool[Tensor, "b _"] | None,
+    device: torch.device,
+    *,
+    total: int | None = None,
+    documents: Int[Tensor, "_ t"] | None = None,
+) -> Bool[Tensor, "#b 1 t s"] | None:
+    """Which keys each query sees; None where that is every earlier one, which needs no mask.
+
+    Args:
+        time: t, the number of queries; their positions are past … past + t - 1.
+        past: keys in the cache; a tensor where the cache counts on the device.
+        window: how many keys a query sees, itself included; all earlier ones when None.
+        padding: False where a key is padding; keys after its end, which a cache of fixed size has, are.
+        device: where the mask is made.
+        total: s, where the cache is of a fixed size; past + t when None.
+        documents: the number of each position's document, where a row holds several; only without a cache.
+    """
+    grows = not isinstance(past, Tensor) and total in (None, past + time)
+    if total is None:
+        assert not isinstance(past, Tensor)
+        total = past + time
+    if window is not None and window >= total:
+        window = None
+    if padding is None and window is None and documents is None and grows and (time == 1 or past == 0):
+        return None
+    key = torch.arange(total, device=device)
+    query = (torch.arange(time, device=device) + past)[:, None]  # (t, 1)
+    mask = key <= query  # (t, s)
+    if window is not None:
+        mask &= key > query - window
+    mask = mask[None, None]  # (1, 1, t, s)
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
+    if padding is not None:
+        padding = F.pad(padding, (0, total - padding.shape[1]), value=False)
+        # A query that is padding itself sees itself: a row without any key would be not-a-number in some kernels.
+        mask = mask & padding[:, None, None, :] | (key == query)
+    return mask
+
+
+def extent(time: int, cache: Any, layer_idx: int = 0) -> tuple[int | Tensor, int]:
+    """How many keys ``cache`` (a transformers Cache, or None) holds, and how many it gives back after ``time`` more.
+
+    Raises ValueError for one that gives back the newest keys only: a layer's window is this package's own affair.
+    """
+    if cache is None:
+        return 0, time
+    total, first = cache.get_mask_sizes(time, layer_idx)
+    if first:
+        raise ValueError("the cache drops old keys; use DynamicCache() or StaticCache(config=model.config, …)")
+    past = cache.get_seq_length(layer_idx)
+    return past.clone() if isinstance(past, Tensor) else past, total  # which the cache counts up in place
+
+
+def documents_of(
+    position_ids: Int[Tensor, "#b t"], kept: Bool[Tensor, "b t"] | None, *, gaps: bool = True
+) -> Int[Tensor, "_ t"]:
+    """The number of each position's document, from 0: a new one begins where positions do not go on.
+
+    They go on where a token's position is one more than that of the token before, or more by the padding between them:
+    both ways of counting are in use. Without padding this is how transformers finds rows packed without a mask.
+
+    Args:
+        position_ids: of each token in its document.
+        kept: False where a token is padding, which begins nothing.
+        gaps: whether positions that leave some out begin a document too, and not only those that start again.
+    """
+    kept = torch.ones_like(position_ids, dtype=torch.bool) if kept is None else kept
+    position_ids = position_ids.expand(kept.shape)
+    index = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape)
+    newest = torch.where(kept, index, -1).cummax(dim=1).values
+    before = F.pad(newest[:, :-1], (1, 0), value=-1)  # where the token before stands; -1 for none
+    step = position_ids - position_ids.gather(1, before.clamp(min=0))
+    goes_on = (step == 1) | (step == index - before) if gaps else step > 0
+    starts = kept & (before >= 0) & ~goes_on
+    return starts.cumsum(dim=1)
