@@ -1,4 +1,8 @@
-"""The command line. Exit codes: 0 done; 1 a run failed; 2 the user's input is wrong; 130, 143 stopped by a signal."""
+"""The command line.
+
+Exit codes: 0 done; 1 a run failed, or standard output took no more; 2 the user's input is wrong; 130, 143 stopped by a
+signal; 141 the reader of standard output left, and everything else went well.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from runners.runs.signals import Stopped, StopRequest
+from runners.streams import unfailing
 from runners.verbs import (
     bench,
     blocks,
@@ -46,7 +51,16 @@ STOPPING = "stopping: the step in hand is finished and saved; once more to stop 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. What cannot be printed stops nothing (:mod:`runners.streams`)."""
+    with unfailing() as streams:
+        try:
+            code = _carry_out(arguments)
+        except SystemExit as leaving:  # of argparse: help, or a mistake
+            raise SystemExit(streams.exit_code(int(leaving.code or 0))) from None
+        return streams.exit_code(code)
+
+
+def _carry_out(arguments: Sequence[str] | None) -> int:
     parsed = make_parser().parse_args(arguments)
     verb: Verb = parsed.verb
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.report.explore import EXPERIMENT_VARIABLE
-from analysis.store import schema
+from analysis.store import address
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 TIMEOUT_S = 300
@@ -24,7 +24,7 @@ def execute(notebook: Path, experiment: str, *, tracking_uri: str | None = None)
     Args:
         notebook: the .ipynb file, which is left as it is.
         experiment: its name in the tracking store.
-        tracking_uri: the store; None is :func:`analysis.store.schema.tracking_uri`.
+        tracking_uri: the store; None is :func:`analysis.store.address.tracking_uri`.
 
     Raises:
         ImportError: when the extra ``[notebooks]`` is not installed.
@@ -48,7 +48,7 @@ def execute(notebook: Path, experiment: str, *, tracking_uri: str | None = None)
 
     variables = {
         EXPERIMENT_VARIABLE: experiment,
-        "MLFLOW_TRACKING_URI": absolute(tracking_uri or schema.tracking_uri()),
+        "MLFLOW_TRACKING_URI": absolute(tracking_uri or address.tracking_uri()),
     }
     book = nbformat.read(notebook, as_version=4)
     manager = AsyncKernelManager(kernel_spec_manager=ThisInterpreter())  # on the loopback device

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from runners.verbs.common import REPORTS, OnExperiment
 
 if TYPE_CHECKING:
+    from runners.execution.mirrors import Mirrors
     from runners.planning.plan import Plan
-    from runners.tracking import Mirrors
 
 
 @dataclass(frozen=True, kw_only=True)

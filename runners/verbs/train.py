@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def train(options: Options, context: Context) -> int:
     """Carry out the run, or go on with it. 1 where it does not finish."""
     plan = read_plan(options)
+    from runners.execution.mirrors import Mirrors
+
     run = plan.run_of(options.arm, options.index)
+    mirrors = Mirrors(RUNS)
     stop_after = _step(options.stop_after, run.recipe.train.num_steps)
     slots = choose_slots(plan, options.device)
     import torch
@@ -75,7 +77,7 @@ def train(options: Options, context: Context) -> int:
         execute(folder, CACHE, slots.devices[0], run_options(options, stop_after), context.stop)
     finally:
         if context.first:
-            _mirror(plan, run)
+            mirrors.mirror(plan, run)
     status = folder.status
     if context.first:
         print(f"{title}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
@@ -103,15 +105,6 @@ def _begin_again(plan: Plan, run: PlannedRun, folder: RunFolder, slots: Slots) -
     outdated = (*made_otherwise(plan, RUNS, known, slots), *made_apart(plan, known, slots))
     if (known[run.key].state != "FINISHED" or run in outdated) and not folder.forget():
         print_now(f"note: {run.arm} seed {run.seed} is being trained, and left alone")
-
-
-def _mirror(plan: Plan, run: PlannedRun) -> None:
-    from runners.tracking import Mirror
-
-    try:
-        Mirror(plan, RUNS).sync(run)
-    except Exception as error:  # the run folder is the truth, and `report` mirrors again
-        print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 VERB = verb(

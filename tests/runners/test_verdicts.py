@@ -12,13 +12,13 @@ import pytest
 from analysis.report import sections
 from analysis.store.schema import METRICS
 from analysis.store.stratum import Stratum
-from runners import tracking
+from runners.execution import mirrors as mirroring
 from runners.execution import sweep
+from runners.execution.mirrors import Mirrors
 from runners.execution.slots import Slots
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
-from runners.tracking import Mirrors
 from runners.verdicts import read_requirements, report
 from tests.runners.conftest import clean_environment
 from tests.runners.helpers import WATCH
@@ -60,7 +60,7 @@ def counted(monkeypatch, place, name):
 def test_a_command_mirrors_and_judges_each_stage_once(done, monkeypatch, capsys):
     from rich.console import Console
 
-    made = counted(monkeypatch, tracking, "Mirror")
+    made = counted(monkeypatch, mirroring, "Mirror")
     judged = counted(monkeypatch, sections, "compare")
     mirrors = Mirrors(Path("runs"))
     for stage in done.stages:
