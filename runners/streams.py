@@ -1,4 +1,4 @@
-"""Standard output and error that stop no work: what a terminal cannot show is replaced, what nobody takes is dropped."""
+"""Standard output and error that stop no work: what they cannot show is replaced, what nobody takes is dropped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 _STAND_INS = {"·": "|", "→": "->", "←": "<-", "–": "-", "—": "-", "…": "...", "±": "+-", "×": "x", "“": '"', "”": '"'}
@@ -46,7 +47,7 @@ class Stream:
     def _drop(self, error: OSError) -> None:
         """From now on nothing is written: what the stream still holds would fail again when the process ends."""
         self.failure = self.failure or error
-        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
@@ -74,9 +75,9 @@ def unfailing() -> Iterator[Streams]:
     codecs.register_error(_ERRORS, _stand_in)
     before = sys.stdout, sys.stderr
     # A process that was started without them has None; the next file that it opens would take their place.
-    out, err = (stream if stream is not None else open(os.devnull, "w") for stream in before)  # noqa: SIM115
+    out, err = (stream if stream is not None else Path(os.devnull).open("w") for stream in before)  # noqa: SIM115
     streams = Streams(Stream(out), Stream(err))
-    sys.stdout, sys.stderr = streams.out, streams.err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams.out, streams.err
     try:
         yield streams
     finally:

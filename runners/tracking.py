@@ -121,10 +121,13 @@ class Mirror:
 
     def _follow_proofs(self, run: Run) -> None:
         """A proof that came later than a run's tags makes its stratum that of the newer code."""
-        if text := run.data.tags.get(schema.TAG_STRATUM):
-            newest = proven(made := Stratum.parse(text))
-            if newest != made:
-                self.client.set_tag(run.info.run_id, schema.TAG_STRATUM, newest.to_json())
+        try:
+            made = Stratum.parse(run.data.tags[schema.TAG_STRATUM])
+        except (KeyError, ValueError):  # deleted or edited in the UI
+            return
+        newest = proven(made)
+        if newest != made:
+            self.client.set_tag(run.info.run_id, schema.TAG_STRATUM, newest.to_json())
 
     def sync(self, run: PlannedRun) -> None:
         """Bring MLflow's copy of one run up to its folder; does nothing for a run that was never started.
@@ -149,6 +152,8 @@ class Mirror:
         for batch in _batches(_metrics(rows)):
             self.client.log_batch(copy.run_id, metrics=batch)
         self._offsets[copy.run_id] = end  # only now: what was not taken is sent again
+        if status.state == "FINISHED":
+            folder.final_metrics()  # a verdict would miss them
         if status.state in _MLFLOW_STATES:
             for key, value in _why(status).items():
                 self.client.set_tag(copy.run_id, key, value)

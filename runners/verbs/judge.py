@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,5 @@ def print_report(
 
 def _same_runs(options: OnExperiment) -> str:
     """The command that makes the same runs."""
-    words = [f"make ablation EXP={options.experiment}"]
-    words += [f"{name}={value}" for name, value in (("BASE", options.base), ("SEEDS", options.seeds)) if value]
-    return " ".join(words)
+    given = (("EXP", options.experiment), ("BASE", options.base), ("SEEDS", options.seeds))
+    return shlex.join(["make", "ablation", *(f"{name}={value}" for name, value in given if value)])

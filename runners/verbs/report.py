@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def report(options: Options, context: Context) -> int:
 
     required, mirrors = read_requirements(options.require, plan), Mirrors(RUNS)
     if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
-        allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
+        command = shlex.join(["python", "-m", "runners", "run", str(options.experiment)])
+        allowed = f"an experiment with runs; start it by: {command}"
         problem = Problem(path=(), received=f"nothing to report: no run of {plan.name} on {plan.base}", allowed=allowed)
         raise ConfigError([problem])
 
