@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
             wrong, known = re.findall(r"--[\w-]+", message), re.findall(r"--[\w-]+", self.format_usage())
             wrong = [name for name in wrong if name not in known]
         meant = [name for one in wrong for name in difflib.get_close_matches(one, known, n=1)]
-        super().error(message + (f"; did you mean {', '.join(meant)}?" if meant else ""))
+        super().error(message + (f"; did you mean {', '.join(map(repr, meant))}?" if meant else ""))
 
 
 def make_parser() -> argparse.ArgumentParser:

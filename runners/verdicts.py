@@ -18,13 +18,14 @@ from runners.runs import looks
 from runners.runs.folder import RunFolder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reported:
     """The verdicts of a plan's stages, and the files that hold them."""
 
     stages: tuple[Stage, ...]
     files: Mapping[str, Path]
     page: str  # of the runs, in the tracking UI
+    faults: tuple[str, ...] = ()  # what of it could not be made, in words
 
     @property
     def text(self) -> str:
@@ -108,21 +109,24 @@ def report(
         notebooks: also run the notebooks on it and keep them as HTML; takes the extra ``[notebooks]``.
         keep: a folder in which declaration and runs are kept too, for :mod:`analysis.report.page.results`.
     """
-    root = mirrors.root
+    root, faults = mirrors.root, []
     stages = mirrors.ask(lambda: [_mirrored(stage, mirrors) for stage in plan.stages])
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
     if keep:
         files |= {f"kept-{i}": results.keep(stage.design, stage.runs, keep) for i, stage in enumerate(stages)}
     if notebooks:
-        from analysis.report.export import export
+        from analysis.report.export import NotebookError, export
 
-        files |= export(stages[0].design.experiment, out_dir, tracking_uri=mirrors.uri)
+        try:
+            files |= export(stages[0].design.experiment, out_dir, tracking_uri=mirrors.uri)
+        except (NotebookError, ImportError) as error:  # the verdicts stand without them
+            faults.append(str(error))
     for stage, judged in zip(plan.stages, stages, strict=True):
         mirrors.publish(stage, reports.summary_markdown(judged.table, judged.design), files.values())
         if not judged.design.screen:
             looks.note(stage, judged.table.loc[judged.table["n"] > 0, "arm"], root)
-    return Reported(tuple(stages), files, mirrors.of(plan).page)
+    return Reported(stages=tuple(stages), files=files, page=mirrors.of(plan).page, faults=tuple(faults))
 
 
 def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:

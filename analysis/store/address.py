@@ -35,8 +35,8 @@ def set_defaults() -> None:
 
 
 def shown(uri: str) -> str:
-    """The address without a password."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+    """The address without user and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def database(uri: str) -> Path | None:
@@ -46,13 +46,13 @@ def database(uri: str) -> Path | None:
 
 def wrong(uri: str) -> str:
     """What is allowed in place of an address that can be none; "" where it can. Asks no server."""
+    if not uri.startswith("sqlite:") and re.search(r"\s", uri):
+        return f"{ALLOWED}, without spaces"
     try:
         parts = urlsplit(uri)
         scheme, host, _ = parts.scheme.partition("+")[0], parts.hostname, parts.port
     except ValueError as error:
         return f"{ALLOWED} ({error})"
-    if uri != "".join(uri.split()) and scheme != "sqlite":
-        return f"{ALLOWED}, without spaces"
     if scheme == "sqlite":
         return _wrong_file(uri)
     if scheme in _DATABASES or (scheme in _SERVERS and host):
@@ -72,7 +72,7 @@ def _wrong_file(uri: str) -> str:
     if not file.exists():
         return ""
     try:
-        with sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True) as opened:
+        with sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=0) as opened:
             opened.execute("SELECT name FROM sqlite_master").fetchall()
     except sqlite3.OperationalError:  # in use
         return ""

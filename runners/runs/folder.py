@@ -88,6 +88,8 @@ class RunFolder:
         file = self.path / "config.yaml"
         try:
             data = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise TypeError(f"{data!r:.60}")
             return Recipe.from_dict(data), int(data["seed"])
         except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
             what = " ".join(str(error).split())[:200] if file.stat().st_size else "0 bytes"

@@ -13,7 +13,7 @@ def damaged(file: Path, what: str, remedy: str, line: int | None = None) -> Conf
     """What to raise for a file that is not as it was written; ``line`` from 1."""
     place = str(file) if line is None else f"{file}:{line}"
     problem = Problem(path=(place,), received=what, allowed=remedy)
-    return ConfigError([problem], title=f"{place} is damaged: {what}")
+    return ConfigError([problem], title=f"{place} is damaged")
 
 
 def parse_record(text: bytes, file: Path, remedy: str, line: int | None = None) -> dict[str, Any]:

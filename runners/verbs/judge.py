@@ -41,7 +41,7 @@ def print_report(
     notebooks: bool = False,
     keep: Path | None = None,
 ) -> bool:
-    """Whether every requirement is met."""
+    """Whether the report is whole and every requirement is met."""
     from runners.verdicts import report
 
     reported = report(plan, mirrors, REPORTS, _same_runs(options), notebooks=notebooks, keep=keep)
@@ -53,9 +53,9 @@ def print_report(
             print(f"{name + ':':<9} {reported.files[name]}")
         print(f"compare the runs in the MLflow UI: make ui, {reported.page}")
     missed = reported.missed(required)
-    for line in missed:
+    for line in [*(f"error: {fault}" for fault in reported.faults), *missed]:
         print(line, file=sys.stderr)
-    return not missed
+    return not (missed or reported.faults)
 
 
 def _same_runs(options: OnExperiment) -> str:

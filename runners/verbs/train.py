@@ -67,6 +67,7 @@ def train(options: Options, context: Context) -> int:
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
     title = f"{run.arm} seed {run.seed}"
     folder = RunFolder(RUNS, run.key, echo=lambda text: print_now(f"{title}: {text}"))
+    _ = folder.status  # a damaged one is refused before anything is written
     folder.on_row = progress(title, run.recipe.train.num_steps)
     if context.first:
         print_now(f"{title}: {folder.path}, on {slots.devices[0]}")
