@@ -49,6 +49,7 @@ class _Copy:
     state: str = "RUNNING"
     ended: int = 0
     tags: dict[str, str]
+    whole: bool  # with its parameters, which come after it
 
     @classmethod
     def of(cls, run: Run) -> _Copy:
@@ -59,6 +60,7 @@ class _Copy:
             state=info.status,
             ended=info.end_time or 0,
             tags=dict(run.data.tags),
+            whole=schema.PARAM_DATA in run.data.params,
         )
 
     def carries(self, tags: Mapping[str, str]) -> int:
@@ -184,6 +186,7 @@ class Mirror:
             if key in _REPAIRED and found.tags.get(key) != value:
                 self.client.set_tag(found.run_id, key, value)
                 found.tags[key] = value
+        self._complete(found, run, status)
         return found
 
     def _find_or_create(self, run: PlannedRun, status: Status) -> _Copy:
@@ -210,10 +213,18 @@ class Mirror:
                 copy.state = "KILLED"
 
     def _create(self, run: PlannedRun, status: Status) -> _Copy:
-        from mlflow.entities import Param
-
         tags = _tags(run, status)
         created = self.client.create_run(self.experiment_id, start_time=int(status.started * 1000), tags=tags)
+        copy = _Copy.of(created)
+        self._complete(copy, run, status)
+        return copy
+
+    def _complete(self, copy: _Copy, run: PlannedRun, status: Status) -> None:
+        """Log the parameters, where the store went away before it had them."""
+        from mlflow.entities import Param
+
+        if copy.whole:
+            return
         params = {
             **flatten(run.recipe.resolved()["model"], ("model",)),
             **flatten(run.recipe.resolved()["train"], ("train",)),
@@ -221,8 +232,8 @@ class Mirror:
             "num_params": run.recipe.num_params,
             "flops_per_token": run.recipe.flops_per_token,
         }
-        self.client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        return _Copy.of(created)
+        self.client.log_batch(copy.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        copy.whole = True
 
     @property
     def page(self) -> str:

@@ -17,7 +17,7 @@ from runners.tracking import Mirror, cause, checked, fault, of_the_store, proble
 
 EVERY_S = 5.0  # between two looks at the run folders
 SELDOM_S = 60.0  # between two tries of a store that does not answer, at most
-LEAVE_S = 5.0  # that a sweep which is over waits for the last rows, where the store answers
+LEAVE_S, LEAVE_LOCAL_S = 5.0, 20.0  # that a sweep which is over waits for the last rows, where the store answers
 LAST_S = 30.0  # for a single run, at its end
 T = TypeVar("T")
 
@@ -95,7 +95,9 @@ class Mirrors:
 
 
 class Mirroring:
-    """Mirrors runs beside the sweep that carries them out: a context that is left within ``LEAVE_S``.
+    """Mirrors runs beside the sweep that carries them out.
+
+    A context, left within ``LEAVE_S``; within ``LEAVE_LOCAL_S`` where the store is a file.
 
     A thread of its own asks the store, and ends with the process. So whatever the store does, a sweep neither waits for
     it nor fails by it, and a line says once that it does not answer. What it did not take is in the run folders.
@@ -115,7 +117,8 @@ class Mirroring:
     ) -> None:
         self._leaving.set()
         try:
-            self._thread.join(0 if self._fails else LEAVE_S)
+            patience = LEAVE_LOCAL_S if address.database(self.mirrors.uri) else LEAVE_S
+            self._thread.join(0 if self._fails else patience)
         finally:
             if self._thread.is_alive():
                 self.mirrors.forget()

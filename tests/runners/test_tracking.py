@@ -277,6 +277,25 @@ def test_tags_deleted_or_edited_in_the_ui_are_as_they_were(plan, value):
         pd.testing.assert_frame_equal(again, before, obj=tag)
 
 
+def test_a_run_whose_parameters_a_store_did_not_take_gets_them_later(plan, monkeypatch):
+    run = plan.runs()[0]
+    finished(run)
+    mirror = Mirror(plan, ROOT)
+
+    def gone(*arguments, **options):
+        raise MlflowException("connection refused")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mirror.client, "log_batch", gone)
+        with pytest.raises(MlflowException):
+            mirror.sync(run)
+    for again in (mirror, Mirror(plan, ROOT)):
+        again.sync(run)
+    (stored,) = mirror.client.search_runs([mirror.experiment_id])
+    assert stored.data.params[schema.PARAM_DATA] == "data"
+    assert stored.data.params["num_params"] == str(run.recipe.num_params)
+
+
 def test_a_reader_alone_says_which_run_lacks_what_and_what_writes_it(plan):
     begun(plan.runs()[0])
     mirror = mirrored(plan)
