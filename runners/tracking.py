@@ -323,20 +323,6 @@ def of_the_store(error: Exception) -> bool:
     return isinstance(error, (MlflowException, RequestException, ConnectionError, TimeoutError))
 
 
-def fault(uri: str, error: Exception) -> str:
-    """What is wrong with the store, in one line."""
-    if isinstance(error, ConfigError):
-        return "; ".join(map(str, error.problems))
-    return f"tracking store {address.shown(uri)} does not answer ({cause(error)})"
-
-
-def cause(error: BaseException) -> str:
-    """What is at the bottom of it, in one line."""
-    while below := error.__cause__ or error.__context__:
-        error = below
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _refuse_another(design: schema.Design, tags: Mapping[str, str]) -> None:
     """Two pairs of names can make one: experiment a on base b-c, and a-b on c."""
     try:

@@ -13,7 +13,7 @@ from analysis.store import address
 from llama_variants.errors import ConfigError
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
-from runners.tracking import Mirror, cause, checked, fault, of_the_store, problem, within
+from runners.tracking import Mirror, checked, of_the_store, problem, within
 
 EVERY_S = 5.0  # between two looks at the run folders
 SELDOM_S = 60.0  # between two tries of a store that does not answer, at most
@@ -50,7 +50,7 @@ class Mirrors:
         """Say on stderr, once in a command, that the store does not take anything, and why."""
         if not self._down:
             self._down = True
-            text = f"note: {fault(self.uri, error)}; runs are mirrored later (python -m runners report … does it)"
+            text = f"note: {_fault(self.uri, error)}; runs are mirrored later (python -m runners report … does it)"
             print(text, file=sys.stderr, flush=True)
 
     def say_up(self) -> None:
@@ -71,7 +71,7 @@ class Mirrors:
         try:
             self.of(plan).publish(markdown, files)
         except Exception as error:
-            print(f"note: the report is not in MLflow: {fault(self.uri, error)}", file=sys.stderr, flush=True)
+            print(f"note: the report is not in MLflow: {_fault(self.uri, error)}", file=sys.stderr, flush=True)
 
     def ask(self, question: Callable[[], T]) -> T:
         """The answer to a question that these mirrors are needed for.
@@ -86,8 +86,8 @@ class Mirrors:
                 raise
             if address.database(self.uri):
                 allowed = "a database that can be read and written, or none: it is made again from the run folders"
-                raise ConfigError([problem(f"{self.uri}: {cause(error)}", allowed)]) from None
-            text = f"note: {fault(self.uri, error)}; reported from {address.LOCAL}, mirrored from the same runs"
+                raise ConfigError([problem(f"{self.uri}: {_cause(error)}", allowed)]) from None
+            text = f"note: {_fault(self.uri, error)}; reported from {address.LOCAL}, mirrored from the same runs"
             print(text, file=sys.stderr, flush=True)
         self.uri = checked(address.LOCAL)
         self.forget()
@@ -137,3 +137,17 @@ class Mirroring:
             else:
                 self._fails, pause = False, EVERY_S
                 self.mirrors.say_up()
+
+
+def _fault(uri: str, error: Exception) -> str:
+    """What is wrong with the store, in one line."""
+    if isinstance(error, ConfigError):
+        return "; ".join(map(str, error.problems))
+    return f"tracking store {address.shown(uri)} does not answer ({_cause(error)})"
+
+
+def _cause(error: BaseException) -> str:
+    """What is at the bottom of it, in one line."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
