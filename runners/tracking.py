@@ -238,9 +238,8 @@ class Mirror:
     @property
     def page(self) -> str:
         """The experiment's runs and charts in the UI; a bare link to it may open on the traces of agents."""
-        server = (
-            address.shown(self.uri) if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        )  # where `make ui` serves
+        local = "http://127.0.0.1:5000"  # where `make ui` serves
+        server = address.shown(self.uri) if self.uri.startswith("http") else local
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
 
     def publish(self, markdown: str, files: Iterable[Path]) -> None:

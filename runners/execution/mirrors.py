@@ -43,7 +43,7 @@ class Mirrors:
         return made[name]
 
     def forget(self) -> None:
-        """Make new ones from now on: another thread has those there are in hand."""
+        """Make new ones from now on: those there are failed, or another thread has them in hand."""
         self._made = {}
 
     def say_down(self, error: Exception) -> None:
@@ -134,6 +134,7 @@ class Mirroring:
             except Exception as error:
                 self._fails, pause = True, min(SELDOM_S, 2 * max(pause, EVERY_S))
                 self.mirrors.say_down(error)
+                self.mirrors.forget()  # a run may have been deleted in the UI under it
             else:
                 self._fails, pause = False, EVERY_S
                 self.mirrors.say_up()

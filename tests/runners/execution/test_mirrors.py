@@ -22,9 +22,12 @@ import pandas as pd
 import pytest
 
 from analysis.store.load import load_curves, load_design, load_runs
+from analysis.store.stratum import Stratum
 from runners.cli import main
+from runners.execution import mirrors as mirrors_module
 from runners.execution.mirrors import LEAVE_S, Mirroring, Mirrors
 from runners.planning.plan import load_plan
+from runners.runs.folder import RunFolder
 from runners.tracking import SERVER_S
 from tests.conftest import ROOT
 from tests.runners.children import wait_for
@@ -243,6 +246,31 @@ def test_a_sweep_leaves_a_silent_store_in_seconds(project, monkeypatch, capsys):
         left = time.monotonic() - began
     assert entered < 1
     assert left < LEAVE_S + 1
+
+
+def test_a_run_deleted_in_the_ui_beside_a_sweep_is_mirrored_anew(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(mirrors_module, "EVERY_S", 0.2)
+    plan, uri = load_plan(Path(EXPERIMENT)), f"sqlite:///{project}/mlflow.db"
+    run, mirrors = plan.runs()[0], Mirrors(Path("runs"), uri)
+    folder = RunFolder(Path("runs"), run.key)
+    folder.create(run.recipe, run.seed)
+    folder.begin(Stratum(device="here"), {}, "data")
+    client = mirrors.of(plan).client
+    experiment = [mirrors.of(plan).experiment_id]
+    with Mirroring(mirrors, plan, plan.runs()):
+        wait_for(lambda: client.search_runs(experiment))
+        (first,) = client.search_runs(experiment)
+        client.delete_run(first.info.run_id)
+        folder.log(30, {"final/val_loss": 3.0})
+        folder.end("FINISHED")
+        wait_for(lambda: [one.info.status for one in client.search_runs(experiment)] == ["FINISHED"])
+    (second,) = client.search_runs(experiment)
+    assert second.info.run_id != first.info.run_id
+    assert second.data.metrics == {"final/val_loss": 3.0}
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[1].endswith("takes runs again")
 
 
 @pytest.mark.parametrize("uri", ["localhost:5000", "./mlruns"])
