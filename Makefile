@@ -9,8 +9,10 @@ WHAT ?= peers
 LOGS ?= training.log $(wildcard tests/golden/baseline-tiny/*.log) experiments/results/first-batch-smollm2-135m.json
 RESULTS ?= $(wildcard experiments/results/*-tiny.json)
 BENCH := .venv-bench/bin/python
-# BASE=, SEEDS=, JOBS= and ARGS= go to the command line as they are.
-OPTIONS := $(if $(BASE),--base $(BASE)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+# A file's name is one word for the shell, whatever is in it. ARGS= goes to the command line as it is.
+quoted = '$(subst ','\'',$(1))'
+FILE = $(call quoted,$(EXP))
+OPTIONS := $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
@@ -35,15 +37,15 @@ demo: setup  ## a small real ablation on the CPU, to its verdict
 	$(PY) -m runners run experiments/demo.yaml --device cpu $(OPTIONS) $(JOBS_OPTION)
 
 plan: setup  ## what EXP would run, what it costs, what it could see
-	$(PY) -m runners plan $(EXP) $(OPTIONS) $(JOBS_OPTION)
+	$(PY) -m runners plan $(FILE) $(OPTIONS) $(JOBS_OPTION)
 
 power: setup  ## which effect how many seeds show, on EXP's base
-	$(PY) -m runners power $(EXP) $(OPTIONS)
+	$(PY) -m runners power $(FILE) $(OPTIONS)
 
 baseline: setup  ## the baseline, stopped before its end and gone on with, and its training.log (BASE=tiny on a CPU)
 	$(PY) -m runners train experiments/baseline.yaml control --stop-after -50 $(OPTIONS)
 	$(PY) -m runners train experiments/baseline.yaml control $(filter-out --fresh,$(OPTIONS))
-	$(PY) -m runners log experiments/baseline.yaml control --out training.log $(if $(BASE),--base $(BASE))
+	$(PY) -m runners log experiments/baseline.yaml control --out training.log $(if $(BASE),--base $(call quoted,$(BASE)))
 
 reproduce: setup  ## make again what training.log says, and the first batch at full size (STEPS=, ROWS=, LOGS=)
 	$(PY) -m runners reproduce $(LOGS) $(if $(STEPS),--steps $(STEPS)) $(if $(ROWS),--rows $(ROWS)) $(ARGS)
@@ -52,25 +54,25 @@ results: setup  ## the results table of README.md, from experiments/results/
 	$(PY) -m runners results $(RESULTS) --into README.md
 
 ablation: setup  ## run what is left of EXP, then report
-	$(PY) -m runners run $(EXP) $(OPTIONS) $(JOBS_OPTION)
+	$(PY) -m runners run $(FILE) $(OPTIONS) $(JOBS_OPTION)
 
 report: setup  ## the verdicts of EXP's finished runs, as a page, and the notebooks on them
-	$(PY) -m runners report $(EXP) --notebooks $(OPTIONS)
+	$(PY) -m runners report $(FILE) --notebooks $(OPTIONS)
 
 notebooks: setup  ## the notebooks in JupyterLab, on 127.0.0.1
-	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} .venv/bin/jupyter lab --ip 127.0.0.1 \
-		--notebook-dir analysis/notebooks --LabApp.news_url=None \
+	MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" .venv/bin/jupyter lab --ip 127.0.0.1 \
+		--notebook-dir analysis/notebooks $$(test "$$(id -u)" != 0 || echo --allow-root) --LabApp.news_url=None \
 		--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate $(ARGS)
 
 ui: setup  ## the MLflow UI on 127.0.0.1, PORT=5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
-		--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 calibrate: setup  ## how often verdicts are right, simulated and on the runs of experiments/calibration.yaml
 	$(PY) -m runners calibrate experiments/calibration.yaml $(ARGS)
 
 bench: .venv-bench/.ready  ## tokens/s beside transformers, litgpt and torchtitan (WHAT=peers|blocks|scaling|paths|jobs)
-	$(BENCH) -m runners bench $(WHAT) $(if $(BASE),--base $(BASE)) $(ARGS)
+	$(BENCH) -m runners bench $(WHAT) $(if $(BASE),--base $(call quoted,$(BASE))) $(ARGS)
 
 # The peers' packages lie over those of .venv, and only `make bench` sees them. torchtitan imports Triton, which comes
 # with torch's builds for cards only.

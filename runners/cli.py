@@ -1,15 +1,23 @@
-"""The command line. Exit codes: 0 done; 1 a run failed; 2 the user's input is wrong; 130, 143 stopped by a signal."""
+"""The command line.
+
+Exit codes: 0 done; 1 a run failed, or standard output took no more; 2 the user's input is wrong; 130, 143 stopped by a
+signal; 141 the reader of standard output left, and everything else went well.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from runners.runs.signals import Stopped, StopRequest
+from runners.streams import unfailing
 from runners.verbs import (
     bench,
     blocks,
@@ -46,7 +54,16 @@ STOPPING = "stopping: the step in hand is finished and saved; once more to stop 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. What cannot be printed stops nothing (:mod:`runners.streams`)."""
+    with unfailing() as streams:
+        try:
+            code = _carry_out(arguments)
+        except SystemExit as leaving:  # of argparse: help, or a mistake
+            raise SystemExit(streams.exit_code(int(leaving.code or 0))) from None
+        return streams.exit_code(code)
+
+
+def _carry_out(arguments: Sequence[str] | None) -> int:
     parsed = make_parser().parse_args(arguments)
     verb: Verb = parsed.verb
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
@@ -71,9 +88,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.enable()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what was probably meant by a misspelt verb, option or choice; the parsers of verbs are of this kind too."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As argparse does it, but the verb that got unknown arguments refuses them, not the parser above it."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2, the usage and the message."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            wrong, known = [found[1]], re.findall(r"[\w-]+", found[2])
+        else:
+            wrong, known = re.findall(r"--[\w-]+", message), re.findall(r"--[\w-]+", self.format_usage())
+            wrong = [name for name in wrong if name not in known]
+        meant = [name for one in wrong for name in difflib.get_close_matches(one, known, n=1)]
+        super().error(message + (f"; did you mean {', '.join(map(repr, meant))}?" if meant else ""))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """What reads the command line; ``verb`` of what it parses is the :class:`Verb`."""
-    parser = argparse.ArgumentParser(prog="python -m runners", description="Architecture ablations of a 135M Llama.")
+    parser = _Parser(prog="python -m runners", description="Architecture ablations of a 135M Llama.")
     commands = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb in VERBS.items():
         sub = commands.add_parser(

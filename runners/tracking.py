@@ -6,17 +6,21 @@ is mirrored into each of them.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from analysis.store import schema
+from analysis.store import address, schema
 from analysis.store.stratum import Stratum
 from llama_variants.config import flatten
+from llama_variants.errors import ConfigError, Problem
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
 from runners.runs import looks
@@ -29,6 +33,41 @@ if TYPE_CHECKING:
 
 _MLFLOW_STATES = {"FINISHED": "FINISHED", "KILLED": "KILLED", "FAILED": "FAILED", "INVALID": "FAILED"}
 _BATCH = 1000  # metrics MLflow takes in one call
+_FOLDER = "mlartifacts"  # beside a local database
+_NAMED_BY = (schema.TAG_ARM, schema.TAG_RUN_KEY, schema.TAG_ATTEMPT)
+_REPAIRED = (*schema.RUN_TAGS, *_NAMED_BY, schema.TAG_INVALID, schema.TAG_REASON, schema.TAG_DETERMINISTIC)
+SERVER_S, DATABASE_S = 5.0, 30.0  # for a first answer; a new database on a server gets its tables then
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class _Copy:
+    """A run as the store has it. Times are in ms."""
+
+    run_id: str
+    started: int
+    state: str = "RUNNING"
+    ended: int = 0
+    tags: dict[str, str]
+    whole: bool  # with its parameters, which come after it
+
+    @classmethod
+    def of(cls, run: Run) -> _Copy:
+        info = run.info
+        return cls(
+            run_id=info.run_id,
+            started=info.start_time,
+            state=info.status,
+            ended=info.end_time or 0,
+            tags=dict(run.data.tags),
+            whole=schema.PARAM_DATA in run.data.params,
+        )
+
+    def carries(self, tags: Mapping[str, str]) -> int:
+        """How many of ``tags`` it has; -1 where it has another value of one. Tags can be deleted in the UI."""
+        if any(self.tags.get(key, value) != value for key, value in tags.items()):
+            return -1
+        return sum(key in self.tags for key in tags)
 
 
 class Mirror:
@@ -37,17 +76,19 @@ class Mirror:
     def __init__(self, plan: Plan, root: Path, uri: str | None = None) -> None:
         self.plan = plan
         self.root = root
-        self.uri = uri or schema.tracking_uri()
+        self.uri = checked(uri or address.tracking_uri())
         self.client = connect(self.uri)
         with _alone(self.uri):  # another process may be creating it
             self.experiment_id = self.declare()
-        self._known = self._find_runs()
+        self._stored = self._read()
+        self._mine: dict[tuple[str, str, str], _Copy] = {}  # by arm, run key and attempt
         self._offsets: dict[str, int] = {}
 
     def declare(self) -> str:
         """Have the store hold what the plan declares, and what was declared at the first look; the experiment's id.
 
         Done when the mirror is made, and once more before a report: another process may have reported meanwhile.
+        Raises ConfigError where the store has another experiment of that name.
         """
         design = looks.seen(self.plan, self.root)
         found = self.client.get_experiment_by_name(design.experiment)
@@ -56,8 +97,10 @@ class Mirror:
             tags: Mapping[str, str] = {}
         else:
             experiment_id, tags = found.experiment_id, found.tags
+            _refuse_another(design, tags)
             if found.lifecycle_stage == "deleted":  # in the UI, say; its runs come back with it
                 self.client.restore_experiment(experiment_id)
+            _move_artifacts(self.uri, experiment_id, found.artifact_location)
         # The kind has the UI open on runs and charts rather than on the traces of agents.
         wanted = design.to_tags() | {"mlflow.experimentKind": "custom_model_development"}
         for key, value in wanted.items():
@@ -65,31 +108,28 @@ class Mirror:
                 self.client.set_experiment_tag(experiment_id, key, value)
         return str(experiment_id)
 
-    def _find_runs(self) -> dict[tuple[str, str, str], tuple[str, str, int]]:
-        """(arm, run key, attempt) -> (MLflow's run id, its status, when it ended in ms)."""
-        known = {}
+    def _read(self) -> list[_Copy]:
+        """All runs of the experiment."""
+        copies = []
         token = None
         while True:
             page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
             for run in page:
-                tags = run.data.tags
-                place = (
-                    tags.get(schema.TAG_ARM, ""),
-                    tags.get(schema.TAG_RUN_KEY, ""),
-                    tags.get(schema.TAG_ATTEMPT, ""),
-                )
-                known[place] = (run.info.run_id, run.info.status, run.info.end_time or 0)
                 self._follow_proofs(run)
+                copies.append(_Copy.of(run))
             token = page.token
             if not token:
-                return known
+                return copies
 
     def _follow_proofs(self, run: Run) -> None:
         """A proof that came later than a run's tags makes its stratum that of the newer code."""
-        if text := run.data.tags.get(schema.TAG_STRATUM):
-            newest = proven(made := Stratum.parse(text))
-            if newest != made:
-                self.client.set_tag(run.info.run_id, schema.TAG_STRATUM, newest.to_json())
+        try:
+            made = Stratum.parse(run.data.tags[schema.TAG_STRATUM])
+        except (KeyError, ValueError):  # deleted or edited in the UI
+            return
+        newest = proven(made)
+        if newest != made:
+            self.client.set_tag(run.info.run_id, schema.TAG_STRATUM, newest.to_json())
 
     def sync(self, run: PlannedRun) -> None:
         """Bring MLflow's copy of one run up to its folder; does nothing for a run that was never started.
@@ -101,32 +141,63 @@ class Mirror:
         if status.state == "NEW":
             return
         place = (run.arm, run.key, status.attempt)
-        if place not in self._known:
-            with _alone(self.uri):  # another process may be mirroring the same run
-                self._known |= self._find_runs()
-                if place not in self._known:
-                    self._close_others(run)
-                    self._known[place] = self._create(run, status), "RUNNING", 0
-        run_id, state, ended = self._known[place]
-        if state != "RUNNING":
-            if ended == int(status.ended * 1000):
+        if place not in self._mine:
+            self._mine[place] = self._find(run, status) or self._find_or_create(run, status)
+        copy = self._mine[place]
+        ended = int(status.ended * 1000)
+        if copy.state != "RUNNING":
+            if copy.ended == ended:
                 return
-            self._reopen(run_id)  # it was stopped, and the same attempt goes on
-        rows, end = folder.rows(self._offsets.get(run_id, 0))
+            self._reopen(copy.run_id)  # it was stopped, and the same attempt goes on
+            copy.state, copy.ended = "RUNNING", 0
+        rows, end = folder.rows(self._offsets.get(copy.run_id, 0))
         for batch in _batches(_metrics(rows)):
-            self.client.log_batch(run_id, metrics=batch)
-        self._offsets[run_id] = end  # only now: what was not taken is sent again
-        state, ended = "RUNNING", 0
+            self.client.log_batch(copy.run_id, metrics=batch)
+        self._offsets[copy.run_id] = end  # only now: what was not taken is sent again
+        if status.state == "FINISHED":
+            folder.final_metrics()  # a verdict would miss them
         if status.state in _MLFLOW_STATES:
-            state, ended = _MLFLOW_STATES[status.state], int(status.ended * 1000)
-            if status.reason:
-                self.client.set_tag(
-                    run_id,
-                    schema.TAG_INVALID if status.state == "INVALID" else schema.TAG_REASON,
-                    status.reason,
-                )
-            self.client.set_terminated(run_id, state, end_time=ended)
-        self._known[place] = run_id, state, ended
+            for key, value in _why(status).items():
+                self.client.set_tag(copy.run_id, key, value)
+            state = _MLFLOW_STATES[status.state]
+            self.client.set_terminated(copy.run_id, state, end_time=ended)
+            copy.state, copy.ended = state, ended
+
+    def _find(self, run: PlannedRun, status: Status) -> _Copy | None:
+        """The store's copy of an attempt, by when it began and by the tags that it has left; these are made whole.
+
+        An experiment that is restored brings deleted runs back. Of two copies of an attempt one goes, to MLflow's bin.
+        """
+        wanted = _tags(run, status)
+        named = {key: wanted[key] for key in _NAMED_BY}
+        same = [copy for copy in self._stored if copy.started == int(status.started * 1000)]
+        same = sorted(
+            (copy for copy in same if copy.carries(named) >= 0 and schema.TAG_REPORT not in copy.tags),
+            key=lambda copy: (-copy.carries(named), copy.state == "RUNNING"),
+        )
+        if not same:
+            return None
+        found, *others = same
+        for other in others:
+            if other.carries(named) == len(named):
+                self.client.delete_run(other.run_id)
+                self._stored.remove(other)
+        for key, value in (wanted | _why(status)).items():
+            if key in _REPAIRED and found.tags.get(key) != value:
+                self.client.set_tag(found.run_id, key, value)
+                found.tags[key] = value
+        self._complete(found, run, status)
+        return found
+
+    def _find_or_create(self, run: PlannedRun, status: Status) -> _Copy:
+        with _alone(self.uri):  # another process may be mirroring the same run
+            self._stored = self._read()
+            if found := self._find(run, status):
+                return found
+            self._close_others(run)
+            created = self._create(run, status)
+            self._stored.append(created)
+            return created
 
     def _reopen(self, run_id: str) -> None:
         self.client.update_run(run_id, status="RUNNING")
@@ -135,25 +206,25 @@ class Mirror:
 
     def _close_others(self, run: PlannedRun) -> None:
         """An attempt whose process was killed outright never said that it ended."""
-        for place, (run_id, state, _) in self._known.items():
-            if place[:2] == (run.arm, run.key) and state == "RUNNING":
-                self.client.set_terminated(run_id, "KILLED")
-                self._known[place] = run_id, "KILLED", 0
+        for copy in self._stored:
+            mine = copy.tags.get(schema.TAG_ARM), copy.tags.get(schema.TAG_RUN_KEY)
+            if mine == (run.arm, run.key) and copy.state == "RUNNING":
+                self.client.set_terminated(copy.run_id, "KILLED")
+                copy.state = "KILLED"
 
-    def _create(self, run: PlannedRun, status: Status) -> str:
+    def _create(self, run: PlannedRun, status: Status) -> _Copy:
+        tags = _tags(run, status)
+        created = self.client.create_run(self.experiment_id, start_time=int(status.started * 1000), tags=tags)
+        copy = _Copy.of(created)
+        self._complete(copy, run, status)
+        return copy
+
+    def _complete(self, copy: _Copy, run: PlannedRun, status: Status) -> None:
+        """Log the parameters, where the store went away before it had them."""
         from mlflow.entities import Param
 
-        tags = {
-            "mlflow.runName": f"{run.arm} seed {run.seed}",
-            schema.TAG_RUN_KEY: run.key,
-            schema.TAG_ARM: run.arm,
-            schema.TAG_ROLE: run.role,
-            schema.TAG_SEED: str(run.seed),
-            schema.TAG_STRATUM: proven(status.stratum or Stratum()).to_json(),
-            schema.TAG_ATTEMPT: status.attempt,
-            **{f"env.{key}": value for key, value in status.environment.items()},
-        }
-        created = self.client.create_run(self.experiment_id, start_time=int(status.started * 1000), tags=tags)
+        if copy.whole:
+            return
         params = {
             **flatten(run.recipe.resolved()["model"], ("model",)),
             **flatten(run.recipe.resolved()["train"], ("train",)),
@@ -161,13 +232,14 @@ class Mirror:
             "num_params": run.recipe.num_params,
             "flops_per_token": run.recipe.flops_per_token,
         }
-        self.client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        return str(created.info.run_id)
+        self.client.log_batch(copy.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        copy.whole = True
 
     @property
     def page(self) -> str:
         """The experiment's runs and charts in the UI; a bare link to it may open on the traces of agents."""
-        server = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"  # where `make ui` serves
+        local = "http://127.0.0.1:5000"  # where `make ui` serves
+        server = address.shown(self.uri) if self.uri.startswith("http") else local
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
 
     def publish(self, markdown: str, files: Iterable[Path]) -> None:
@@ -189,35 +261,112 @@ class Mirror:
         self.client.set_terminated(run.info.run_id)
 
 
-class Mirrors:
-    """The mirrors of one command: one for each stage of its plan, made when it is first asked for.
-
-    Making one takes a dozen questions to the store, and a command both runs a plan and reports on it.
-    """
-
-    def __init__(self, root: Path, uri: str | None = None) -> None:
-        self.root = root
-        self.uri = uri
-        self._made: dict[str, Mirror] = {}
-
-    def of(self, plan: Plan) -> Mirror:
-        """The mirror of one stage."""
-        name = plan.design().experiment
-        if name not in self._made:
-            self._made[name] = Mirror(plan, self.root, self.uri)
-        return self._made[name]
-
-
 def connect(uri: str) -> MlflowClient:
-    """A client of the store at ``uri``; the first contact with a new database is one process's alone."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    """A client of the store at ``uri``; the first contact with a new database is one process's alone.
+
+    Raises ConnectionError where it does not answer, or not in time.
+    """
+    address.set_defaults()
     from mlflow import MlflowClient
 
-    with _alone(uri):  # several at once would each try to create the schema, some versions as soon as there is a client
+    def contact() -> MlflowClient:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
-    return client
+        return client
+
+    try:
+        if address.database(uri):
+            with _alone(uri):  # several at once would each try to create the schema, some as soon as there is a client
+                return contact()
+        return within(SERVER_S if uri.lower().startswith("http") else DATABASE_S, contact)
+    except Exception as error:  # of MLflow, of the database's driver, or none is installed
+        raise ConnectionError(str(error)) from error
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """What ``function`` returns. After so many seconds TimeoutError; then it is left to a thread that ends with us."""
+    outcome: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"no answer in {seconds:g} s") from None
+
+
+def checked(uri: str) -> str:
+    """The address. Raises ConfigError for one that can be none, without asking it."""
+    if allowed := address.wrong(uri):
+        raise ConfigError([problem(uri, allowed)])
+    return uri
+
+
+def problem(received: str, allowed: str) -> Problem:
+    """What is wrong with the address, without its password."""
+    return Problem(path=(address.VARIABLE,), received=address.shown(received), allowed=allowed)
+
+
+def of_the_store(error: Exception) -> bool:
+    """Whether the store is at fault, or the way to it."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    return isinstance(error, (MlflowException, RequestException, ConnectionError, TimeoutError))
+
+
+def _refuse_another(design: schema.Design, tags: Mapping[str, str]) -> None:
+    """Two pairs of names can make one: experiment a on base b-c, and a-b on c."""
+    try:
+        held = schema.Design.from_tags(tags)
+    except (KeyError, TypeError, ValueError):  # edited in the UI: it is written anew
+        return
+    if (held.name, held.base, held.confirms) != (design.name, design.base, design.confirms):
+        received = f"{design.name} on {design.base}, called {design.experiment} in the tracking store"
+        allowed = f"another name: {held.name} on {held.base} is called that there"
+        raise ConfigError([Problem(path=("name",), received=received, allowed=allowed)])
+
+
+def _tags(run: PlannedRun, status: Status) -> dict[str, str]:
+    """What the store holds of an attempt from its beginning."""
+    return {
+        "mlflow.runName": f"{run.arm} seed {run.seed}",
+        schema.TAG_RUN_KEY: run.key,
+        schema.TAG_ARM: run.arm,
+        schema.TAG_ROLE: run.role,
+        schema.TAG_SEED: str(run.seed),
+        schema.TAG_STRATUM: proven(status.stratum or Stratum()).to_json(),
+        schema.TAG_ATTEMPT: status.attempt,
+        **{f"env.{key}": value for key, value in status.environment.items()},
+    }
+
+
+def _why(status: Status) -> dict[str, str]:
+    """The tag that says why an attempt ended as it did, where there is a reason."""
+    if status.state not in _MLFLOW_STATES or not status.reason:
+        return {}
+    return {schema.TAG_INVALID if status.state == "INVALID" else schema.TAG_REASON: status.reason}
+
+
+def _move_artifacts(uri: str, experiment_id: str, stored: str) -> None:
+    """MLflow keeps absolute places: after a project was moved or copied, its files go where the project is now."""
+    here, database = _artifacts(uri), address.database(uri)
+    if here is None or database is None or stored == here or not stored.endswith(f"/{_FOLDER}"):
+        return
+    with closing(sqlite3.connect(database, timeout=60)) as opened, opened:
+        opened.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (here, experiment_id))
+        opened.execute(
+            "UPDATE runs SET artifact_uri = :here || substr(artifact_uri, length(:there) + 1) "
+            "WHERE experiment_id = :id AND substr(artifact_uri, 1, length(:there) + 1) = :there || '/'",
+            {"here": here, "there": stored, "id": experiment_id},
+        )
 
 
 def _artifacts(uri: str) -> str | None:
@@ -225,16 +374,14 @@ def _artifacts(uri: str) -> str | None:
 
     Not MLflow's ./mlruns, which would have it take that folder for the store where none is named.
     """
-    if not uri.startswith("sqlite:///"):
-        return None
-    database = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-    return (database.parent / "mlartifacts").as_uri()
+    database = address.database(uri)
+    return (database.absolute().parent / _FOLDER).as_uri() if database else None
 
 
 def _alone(uri: str) -> AbstractContextManager[Any]:
     """Keeps other processes of this program out of a local database; a server minds itself."""
-    local = uri.startswith("sqlite:///")
-    return FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext()
+    database = address.database(uri)
+    return FileLock(f"{database}.lock") if database else nullcontext()
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[Any]:

@@ -12,19 +12,20 @@ from analysis.report.sections import Stage
 from analysis.stats.compare import VERDICTS
 from analysis.store import load
 from llama_variants.errors import ConfigError, Problem, one_of
+from runners.execution.mirrors import Mirrors
 from runners.planning.plan import Plan
 from runners.runs import looks
 from runners.runs.folder import RunFolder
-from runners.tracking import Mirrors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reported:
     """The verdicts of a plan's stages, and the files that hold them."""
 
     stages: tuple[Stage, ...]
     files: Mapping[str, Path]
     page: str  # of the runs, in the tracking UI
+    faults: tuple[str, ...] = ()  # what of it could not be made, in words
 
     @property
     def text(self) -> str:
@@ -98,6 +99,8 @@ def report(
 ) -> Reported:
     """Judge what has run and write the report; all from the tracking store, as a notebook would.
 
+    Where a server does not answer it is from mlflow.db instead (:meth:`Mirrors.ask`).
+
     Args:
         plan: the experiment; its stages are judged one by one, each with its own control.
         mirrors: of the run folders, the command's own.
@@ -106,28 +109,34 @@ def report(
         notebooks: also run the notebooks on it and keep them as HTML; takes the extra ``[notebooks]``.
         keep: a folder in which declaration and runs are kept too, for :mod:`analysis.report.page.results`.
     """
-    root, stages = mirrors.root, []
-    for stage in plan.stages:
-        mirror = mirrors.of(stage)
-        mirror.declare()
-        for run in (*stage.runs(), *stage.elsewhere()):
-            mirror.sync(run)
-        design = load.load_design(stage.design().experiment)
-        runs = load.load_runs(design)
-        stages.append(Stage(design, runs, load.load_curves(runs)))
+    root, faults = mirrors.root, []
+    stages = mirrors.ask(lambda: [_mirrored(stage, mirrors) for stage in plan.stages])
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
     if keep:
         files |= {f"kept-{i}": results.keep(stage.design, stage.runs, keep) for i, stage in enumerate(stages)}
     if notebooks:
-        from analysis.report.export import export
+        from analysis.report.export import NotebookError, export
 
-        files |= export(stages[0].design.experiment, out_dir)
+        try:
+            files |= export(stages[0].design.experiment, out_dir, tracking_uri=mirrors.uri)
+        except (NotebookError, ImportError) as error:  # the verdicts stand without them
+            faults.append(str(error))
     for stage, judged in zip(plan.stages, stages, strict=True):
-        mirrors.of(stage).publish(reports.summary_markdown(judged.table, judged.design), files.values())
+        mirrors.publish(stage, reports.summary_markdown(judged.table, judged.design), files.values())
         if not judged.design.screen:
             looks.note(stage, judged.table.loc[judged.table["n"] > 0, "arm"], root)
-    return Reported(tuple(stages), files, mirrors.of(plan).page)
+    return Reported(stages=tuple(stages), files=files, page=mirrors.of(plan).page, faults=tuple(faults))
+
+
+def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:
+    mirror = mirrors.of(stage)
+    mirror.declare()
+    for run in (*stage.runs(), *stage.elsewhere()):
+        mirror.sync(run)
+    design = load.load_design(stage.design().experiment, mirrors.uri)
+    runs = load.load_runs(design, mirrors.uri)
+    return Stage(design, runs, load.load_curves(runs, tracking_uri=mirrors.uri))
 
 
 def _how_to_reproduce(plan: Plan, root: Path, command: str) -> str:

@@ -24,7 +24,7 @@ def choose(experiment: str | None = None, tracking_uri: str | None = None) -> tu
     Args:
         experiment: its name; None is ABLATION_EXPERIMENT or, where that is not set, the one written to last that has
             such runs.
-        tracking_uri: the store; None is :func:`analysis.store.schema.tracking_uri`.
+        tracking_uri: the store; None is :func:`analysis.store.address.tracking_uri`.
 
     Raises:
         LookupError: when there is no such experiment, or it has no such run.

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.report.explore import EXPERIMENT_VARIABLE
-from analysis.store import schema
+from analysis.store import address
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 TIMEOUT_S = 300
@@ -24,11 +30,11 @@ def execute(notebook: Path, experiment: str, *, tracking_uri: str | None = None)
     Args:
         notebook: the .ipynb file, which is left as it is.
         experiment: its name in the tracking store.
-        tracking_uri: the store; None is :func:`analysis.store.schema.tracking_uri`.
+        tracking_uri: the store; None is :func:`analysis.store.address.tracking_uri`.
 
     Raises:
         ImportError: when the extra ``[notebooks]`` is not installed.
-        NotebookError: when a cell fails.
+        NotebookError: when a cell fails, or takes more than ``TIMEOUT_S``.
     """
     try:
         import nbformat
@@ -36,7 +42,7 @@ def execute(notebook: Path, experiment: str, *, tracking_uri: str | None = None)
         from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
         from jupyter_client.manager import AsyncKernelManager
         from nbclient import NotebookClient
-        from nbclient.exceptions import CellExecutionError
+        from nbclient.exceptions import CellExecutionError, CellTimeoutError
     except ImportError as error:
         raise ImportError(f"{error}; notebooks take the extra [notebooks]: pip install -e '.[notebooks]'") from error
 
@@ -48,7 +54,7 @@ def execute(notebook: Path, experiment: str, *, tracking_uri: str | None = None)
 
     variables = {
         EXPERIMENT_VARIABLE: experiment,
-        "MLFLOW_TRACKING_URI": absolute(tracking_uri or schema.tracking_uri()),
+        "MLFLOW_TRACKING_URI": absolute(tracking_uri or address.tracking_uri()),
     }
     book = nbformat.read(notebook, as_version=4)
     manager = AsyncKernelManager(kernel_spec_manager=ThisInterpreter())  # on the loopback device
@@ -60,13 +66,43 @@ def execute(notebook: Path, experiment: str, *, tracking_uri: str | None = None)
         extra_arguments=["--IPKernelApp.log_level=40"],  # of errors only; it warns of other users of this machine
     )
     try:
-        client.execute(env={**os.environ, **variables})
+        _run(lambda: client.execute(env={**os.environ, **variables}), manager)
+    except CellTimeoutError:
+        raise NotebookError(f"{notebook.name}: a cell took more than {TIMEOUT_S} s") from None
     except CellExecutionError as error:
         failed = next(
             i for i, cell in enumerate(book.cells) if any(o.output_type == "error" for o in cell.get("outputs", []))
         )
         raise NotebookError(f"{notebook.name}, cell {failed + 1}: {error.ename}: {error.evalue}") from error
     return book
+
+
+def _run(work: Callable[[], object], manager: KernelManager) -> None:
+    """Do the ``work`` of a kernel, which does not outlive this, however it is left.
+
+    In a thread of its own: in the first one nbclient would take the signals for itself.
+    """
+    outcome: Future[object] = Future()
+
+    def into() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=into, daemon=True)
+    thread.start()
+    try:
+        outcome.result()
+    finally:
+        while True:
+            process = getattr(manager.provisioner, "process", None)
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
+            if not thread.is_alive():
+                break
+            thread.join(0.2)
 
 
 def export(experiment: str, out_dir: Path, *, tracking_uri: str | None = None) -> dict[str, Path]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.store import schema
+from analysis.store import address, schema
 from analysis.store.schema import Design
 from analysis.store.stratum import Stratum
 
@@ -48,7 +46,7 @@ def load_design(experiment: str, tracking_uri: str | None = None) -> Design:
 
     Args:
         experiment: the experiment's name in the store, :attr:`Design.experiment`.
-        tracking_uri: the store; ``None`` is :func:`analysis.store.schema.tracking_uri`.
+        tracking_uri: the store; ``None`` is :func:`analysis.store.address.tracking_uri`.
 
     Raises:
         LookupError: when the store, the experiment or its design is absent; names the experiments that hold one.
@@ -78,15 +76,16 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     experiment = _experiment(client, design.experiment)
     arms = {(key, arm.name): arm for arm in design.arms for key in arm.run_keys}
     attempts: dict[tuple[str, str], Run] = {}
-    finished: Counter[tuple[str, str]] = Counter()
+    finished: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # by start: one may be there twice
     for run in sorted(_pages(client.search_runs, [experiment.experiment_id]), key=lambda run: run.info.start_time):
         tags = run.data.tags
         place = tags.get(schema.TAG_RUN_KEY, ""), tags.get(schema.TAG_ARM, "")
         if place in arms:
             attempts[place] = run
-            finished[place] += run.info.status == "FINISHED"
+            if run.info.status == "FINISHED":
+                finished[place].add(run.info.start_time)
     records = [
-        _record(attempts[place], arm.role) | {"finished": finished[place]}
+        _record(attempts[place], arm.role) | {"finished": len(finished[place])}
         for place, arm in arms.items()
         if place in attempts
     ]
@@ -107,7 +106,7 @@ def load_curves(
     Args:
         runs: rows of :func:`load_runs`.
         metrics: keys of :data:`analysis.store.schema.METRICS`.
-        tracking_uri: the store; ``None`` is :func:`analysis.store.schema.tracking_uri`.
+        tracking_uri: the store; ``None`` is :func:`analysis.store.address.tracking_uri`.
 
     Returns:
         A tidy frame with ``CURVE_COLUMNS``: one row for each run, metric and step, sorted by step within a metric.
@@ -152,11 +151,13 @@ def require(frame: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def _connect(uri: str | None) -> MlflowClient:
-    uri = uri or schema.tracking_uri()
-    database = uri.removeprefix("sqlite:///").partition("?")[0]
-    if database != uri and not Path(database).exists():  # MLflow would create it, which is the writer's to do
+    uri = uri or address.tracking_uri()
+    if allowed := address.wrong(uri):
+        raise LookupError(f"{address.VARIABLE}: received {address.shown(uri)!r}; allowed: {allowed}")
+    database = address.database(uri)
+    if database and not database.exists():  # MLflow would create it, which is the writer's to do
         raise LookupError(f"no tracking store {uri!r}: run an experiment first")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    address.set_defaults()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
@@ -184,7 +185,10 @@ def _record(run: Run, role: schema.Role) -> dict[str, Any]:
     tags: Mapping[str, str] = run.data.tags
     missing = [tag for tag in schema.RUN_TAGS if tag not in tags]
     if missing:
-        raise ValueError(f"MLflow run {run.info.run_id} lacks the tags {missing}")
+        raise ValueError(
+            f"MLflow run {run.info.run_id} ({run.info.run_name}) lacks the tags {', '.join(missing)}; "
+            "`python -m runners report EXPERIMENT` writes them again"
+        )
     return {
         "mlflow_run_id": run.info.run_id,
         "run_key": tags[schema.TAG_RUN_KEY],

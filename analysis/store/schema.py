@@ -7,7 +7,6 @@ can drift from the other.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
@@ -94,14 +93,6 @@ TAG_ARM_PREFIX = "ablation.arm."
 def difference_unit(metric: str) -> str:
     """The unit of a difference in ``metric``; that tokens are meant goes without saying."""
     return METRICS[metric].unit.replace("nats/token", "nats")
-
-
-def tracking_uri() -> str:
-    """The tracking store: MLFLOW_TRACKING_URI, or mlflow.db in the current folder.
-
-    Named outright, because MLflow's own default turns into ./mlruns wherever such a folder is left over.
-    """
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,19 +11,18 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from runners.execution.mirrors import Mirroring, Mirrors
 from runners.execution.slots import Slots
 from runners.execution.todo import made_apart, made_otherwise, statuses, unfinished
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
 from runners.runs.folder import STATES, RunFolder
 from runners.runs.signals import Stopped, StopRequest
-from runners.tracking import Mirror, Mirrors
 
 if TYPE_CHECKING:
     from runners.execution.local import LocalLauncher
     from runners.execution.one_run import RunOptions
 
-SYNC_EVERY_S = 5.0
 PLAIN_EVERY_S = 15.0  # between progress lines where nothing can be redrawn
 
 
@@ -39,7 +38,7 @@ def run_plan(
     fresh: bool = False,
     mirrors: Mirrors | None = None,
 ) -> list[PlannedRun]:
-    """Carry out every unfinished run of ``plan`` and mirror all of them. Returns the runs that did not finish.
+    """Carry out every unfinished run of ``plan``, mirrored as they go. Returns the runs that did not finish.
 
     A run that fails or is invalid is recorded and does not stop the others. On an interrupt the runs in hand save
     their state and are marked KILLED, here and in the mirror, before it goes on its way. ``fresh`` begins again
@@ -67,7 +66,6 @@ def run_plan(
             data, cache, say=lambda text: console.print(f"data: {text}", highlight=False), vocab_size=least
         )
         plan.check_sizes(corpus.sizes)
-    mirror = (mirrors or Mirrors(root)).of(plan)
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:
@@ -75,9 +73,8 @@ def run_plan(
         from runners.execution.one_run import RunOptions
 
         launcher = LocalLauncher(root, cache, slots.devices, slots.threads, options() if options else RunOptions())
-        _carry_out(plan, todo, launcher, mirror, root, console, stop)
-    for run in plan.runs():
-        mirror.sync(run)
+        with Mirroring(mirrors or Mirrors(root), plan, plan.runs()):
+            _carry_out(plan, todo, launcher, root, console, stop)
     return unfinished(plan, statuses(plan, root))
 
 
@@ -102,27 +99,17 @@ def _carry_out(
     plan: Plan,
     todo: Sequence[PlannedRun],
     launcher: LocalLauncher,
-    mirror: Mirror,
     root: Path,
     console: Console,
     stop: StopRequest,
 ) -> None:
-    by_key = {run.key: run for run in todo}
     board = _Board(plan, todo, root)
-    synced = shown = time.monotonic()
+    shown = time.monotonic()
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
     if live:
         live.start()
 
-    def mirrored(runs: Sequence[PlannedRun]) -> None:
-        """The run folders are the truth: a store that does not answer stops no run, and is caught up with later."""
-        try:
-            for run in runs:
-                mirror.sync(run)
-        except Exception as error:
-            console.print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", highlight=False)
-
-    working = launcher.run(list(by_key))
+    working = launcher.run([run.key for run in todo])
     stop.deferring = True
     try:
         for finished in working:
@@ -132,11 +119,7 @@ def _carry_out(
             for line in board.events():
                 console.print(line, highlight=False)
             if finished:
-                mirrored([by_key[finished.key]])
                 console.print(board.finish(finished.key), highlight=False)
-            if now - synced > SYNC_EVERY_S:
-                mirrored(todo)
-                synced = now
             if live:
                 live.update(Group(*map(Text, board.lines())))
             elif now - shown > PLAIN_EVERY_S:
@@ -152,7 +135,6 @@ def _carry_out(
         finally:
             for line in board.events():
                 console.print(line, highlight=False)
-            mirrored(todo)
             stop.deferring = False
 
 

@@ -14,17 +14,20 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from analysis.store.stratum import Stratum
+from llama_variants.errors import ConfigError
 from runners.data.atomic import write_atomically
 from runners.planning.recipe import Recipe
+from runners.runs.records import damaged, parse_record, read_record
 
 State = Literal["NEW", "RUNNING", "FINISHED", "FAILED", "INVALID", "KILLED"]
 STATES: tuple[State, ...] = get_args(State)
@@ -46,9 +49,12 @@ class Status:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Status:
-        """What :meth:`RunFolder.begin` and :meth:`RunFolder.end` wrote."""
+        """What :meth:`RunFolder.begin` and :meth:`RunFolder.end` wrote. Raises ValueError for anything else."""
         made = record.get("stratum")  # runs of the first version have a line of text, and are not read again
-        return cls(**{**record, "stratum": Stratum(**made) if isinstance(made, dict) else None})
+        return _STATUS.validate_python({**record, "stratum": made if isinstance(made, dict) else None})
+
+
+_STATUS = TypeAdapter(Status)
 
 
 class RunFolder:
@@ -64,18 +70,30 @@ class RunFolder:
         self.on_row: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
         self._unwritten = b""  # rows that the disk had no room for
 
+    @property
+    def _remedy(self) -> str:
+        return f"the file as it was; or move {self.path} away, and the run is trained again"
+
     def create(self, recipe: Recipe, seed: int) -> None:
-        """Write config.yaml unless it is there; the key names its content, so it never changes."""
-        target = self.path / "config.yaml"
-        if not target.exists():
+        """Write config.yaml unless it is there, and sound; the key names its content, so it never changes."""
+        try:
+            self.config()
+        except (FileNotFoundError, ConfigError):
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump({"seed": seed, **recipe.to_dict()}, sort_keys=False)
-            write_atomically(target, text)
+            write_atomically(self.path / "config.yaml", text)
 
     def config(self) -> tuple[Recipe, int]:
-        """The recipe and the seed."""
-        data = yaml.safe_load((self.path / "config.yaml").read_text())
-        return Recipe.from_dict(data), data["seed"]
+        """The recipe and the seed. Raises FileNotFoundError, and ConfigError for a damaged file."""
+        file = self.path / "config.yaml"
+        try:
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise TypeError(f"{data!r:.60}")
+            return Recipe.from_dict(data), int(data["seed"])
+        except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+            what = " ".join(str(error).split())[:200] if file.stat().st_size else "0 bytes"
+            raise damaged(file, what, self._remedy) from None
 
     def lock(self) -> FileLock:
         """Held while a process trains this run."""
@@ -103,11 +121,16 @@ class RunFolder:
 
     @property
     def status(self) -> Status:
-        """What is known of the run; NEW when nothing is."""
+        """What is known of the run; NEW when nothing is. Raises ConfigError for a damaged file."""
+        file = self.path / "status.json"
         try:
-            return Status.of(json.loads((self.path / "status.json").read_text()))
+            return Status.of(read_record(file, self._remedy))
         except FileNotFoundError:
             return Status()
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise damaged(file, what, self._remedy) from None
 
     def begin(
         self,
@@ -225,9 +248,40 @@ class RunFolder:
         return [line.decode(errors="replace")[20:] for line in lines], end
 
     def rows(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """Complete lines from byte ``start`` on, and the byte after them; a line still being written is left."""
+        """Complete lines from byte ``start`` on, and the byte after them; a line still being written is left.
+
+        Raises ConfigError for a damaged line.
+        """
         lines, end = _lines(self.log_file, start)
-        return [json.loads(line) for line in lines], end
+        try:
+            return [_row(line) for line in lines], end
+        except (ValueError, LookupError, TypeError, RecursionError):
+            if start:  # for its number
+                return self.rows()
+            for number, line in enumerate(lines, start=1):
+                record = parse_record(line, self.log_file, self._remedy, number)
+                with contextlib.suppress(LookupError, TypeError, ValueError):
+                    _row(line)
+                    continue
+                what = f"a row without step, time or metrics: {record!r:.60}"
+                raise damaged(self.log_file, what, self._remedy, number) from None
+            raise
+
+    def final_metrics(self) -> Mapping[str, float]:
+        """What a finished run logged with its last step. Raises ConfigError where the log lacks it."""
+        rows, _ = self.rows()
+        if not rows or not any(key.startswith("final/") for key in rows[-1]["metrics"]):
+            what = f"{len(rows)} rows, and none of the last step of a finished run"
+            raise damaged(self.log_file, what, self._remedy)
+        metrics: Mapping[str, float] = rows[-1]["metrics"]
+        return metrics
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    for value in (row["step"], row["time"], *row["metrics"].values()):
+        float(value)
+    return dict(row)
 
 
 def _lines(file: Path, start: int) -> tuple[list[bytes], int]:
@@ -240,9 +294,3 @@ def _lines(file: Path, start: int) -> tuple[list[bytes], int]:
         return [], start
     whole = text[: text.rfind(b"\n") + 1]
     return whole.splitlines(), start + len(whole)
-
-
-def run_folders(root: Path) -> Iterator[RunFolder]:
-    """Every run folder under ``root``."""
-    for path in sorted(root.glob("*/config.yaml")):
-        yield RunFolder(root, path.parent.name)

@@ -17,10 +17,10 @@ from typing import Any
 from filelock import FileLock
 
 from analysis.store.schema import Arm, Design
-from llama_variants.errors import ConfigError, Problem
 from runners.data.atomic import write_atomically
 from runners.planning.plan import Plan
 from runners.planning.recipe import run_key
+from runners.runs.records import read_record
 
 JUDGED_BY = ("metric", "alpha", "margin")
 
@@ -66,18 +66,9 @@ def _keys(plan: Plan) -> dict[str, str]:
 
 def _read(root: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_file(root).read_text())
+        return read_record(_file(root), "the file as it was; or none, which forgets what was declared at first looks")
     except FileNotFoundError:
         return {}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        what = "damaged; what was declared at first looks cannot be told"
-        problem = Problem(
-            path=(str(_file(root)),), received=what, allowed="the file as it was, or none, which forgets the looks"
-        )
-        raise ConfigError([problem])
-    return found
 
 
 def _file(root: Path) -> Path:

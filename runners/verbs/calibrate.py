@@ -141,13 +141,18 @@ def _stored(plan: Plan, file: Path) -> tuple[Design, pd.DataFrame]:
 
 def _finished(plan: Plan, root: Path) -> tuple[Design, pd.DataFrame]:
     from analysis.store import load
-    from runners.tracking import Mirror
+    from runners.execution.mirrors import Mirrors
 
-    mirror = Mirror(plan, root)
-    for run in plan.runs():
-        mirror.sync(run)
-    design = load.load_design(plan.design().experiment)
-    runs = load.load_runs(design)
+    mirrors = Mirrors(root)
+
+    def stored() -> tuple[Design, pd.DataFrame]:
+        mirror = mirrors.of(plan)
+        for run in plan.runs():
+            mirror.sync(run)
+        design = load.load_design(plan.design().experiment, mirrors.uri)
+        return design, load.load_runs(design, mirrors.uri)
+
+    design, runs = mirrors.ask(stored)
     return design, runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].sort_values("seed")
 
 

@@ -35,4 +35,4 @@ def losses(plan: Plan, arm: PlannedArm, root: Path) -> list[float]:
     from runners.runs.folder import RunFolder
 
     folders = [RunFolder(root, run.key) for run in arm.runs]
-    return [f.rows()[0][-1]["metrics"][plan.decide.metric] for f in folders if f.status.state == "FINISHED"]
+    return [f.final_metrics()[plan.decide.metric] for f in folders if f.status.state == "FINISHED"]

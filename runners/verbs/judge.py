@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 from runners.verbs.common import REPORTS, OnExperiment
 
 if TYPE_CHECKING:
+    from runners.execution.mirrors import Mirrors
     from runners.planning.plan import Plan
-    from runners.tracking import Mirrors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ def print_report(
     notebooks: bool = False,
     keep: Path | None = None,
 ) -> bool:
-    """Whether every requirement is met."""
+    """Whether the report is whole and every requirement is met."""
     from runners.verdicts import report
 
     reported = report(plan, mirrors, REPORTS, _same_runs(options), notebooks=notebooks, keep=keep)
@@ -52,13 +53,12 @@ def print_report(
             print(f"{name + ':':<9} {reported.files[name]}")
         print(f"compare the runs in the MLflow UI: make ui, {reported.page}")
     missed = reported.missed(required)
-    for line in missed:
+    for line in [*(f"error: {fault}" for fault in reported.faults), *missed]:
         print(line, file=sys.stderr)
-    return not missed
+    return not (missed or reported.faults)
 
 
 def _same_runs(options: OnExperiment) -> str:
     """The command that makes the same runs."""
-    words = [f"make ablation EXP={options.experiment}"]
-    words += [f"{name}={value}" for name, value in (("BASE", options.base), ("SEEDS", options.seeds)) if value]
-    return " ".join(words)
+    given = (("EXP", options.experiment), ("BASE", options.base), ("SEEDS", options.seeds))
+    return shlex.join(["make", "ablation", *(f"{name}={value}" for name, value in given if value)])

@@ -75,7 +75,8 @@ def log(options: Options, context: Context) -> int:
     slots = choose_slots(plan, device)
     torch.set_num_threads(slots.threads)
     if status.state != "FINISHED" or not folder.final.exists():
-        allowed = f"a finished run; make it by: python -m runners train {options.experiment} {run.arm} {options.index}"
+        words = ["python", "-m", "runners", "train", str(options.experiment), run.arm, str(options.index)]
+        allowed = f"a finished run; make it by: {shlex.join(words)}"
         problem = Problem(path=("arm",), received=f"{run.arm} seed {run.seed}, {status.state}", allowed=allowed)
         raise ConfigError([problem])
     corpus = prepare(run.recipe.data, CACHE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +34,19 @@ def report(options: Options, context: Context) -> int:
     """Judge what has run. Raises ConfigError where nothing has."""
     plan = read_plan(options)
     from llama_variants.errors import ConfigError, Problem
+    from runners.execution.mirrors import Mirrors
     from runners.runs.folder import RunFolder
     from runners.verdicts import read_requirements
 
-    required = read_requirements(options.require, plan)
+    required, mirrors = read_requirements(options.require, plan), Mirrors(RUNS)
     if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
-        allowed = f"an experiment with runs; start it by: python -m runners run {options.experiment}"
+        command = shlex.join(["python", "-m", "runners", "run", str(options.experiment)])
+        allowed = f"an experiment with runs; start it by: {command}"
         problem = Problem(path=(), received=f"nothing to report: no run of {plan.name} on {plan.base}", allowed=allowed)
         raise ConfigError([problem])
-    from runners.tracking import Mirrors
 
     shown = {"as_json": options.as_json, "notebooks": options.notebooks}
-    return 0 if print_report(plan, Mirrors(RUNS), options, required, keep=options.keep, **shown) else 1
+    return 0 if print_report(plan, mirrors, options, required, keep=options.keep, **shown) else 1
 
 
 VERB = verb(

@@ -31,9 +31,10 @@ def results(options: Options, context: Context) -> int:
 
     try:
         table = kept.results_markdown(options.files)
-        text = kept.insert(options.into.read_text(), table) if options.into else table
+        text = kept.insert(options.into.read_text(encoding="utf-8"), table) if options.into else table
     except (OSError, ValueError) as error:
-        problem = Problem(path=("FILE",), received=str(error), allowed="results by `report --keep`; a page with marks")
+        received = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        problem = Problem(path=("FILE",), received=received, allowed="results by `report --keep`; a page with marks")
         raise ConfigError([problem]) from None
     if options.into:
         write_atomically(options.into, text)

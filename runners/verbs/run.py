@@ -45,16 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: Options, context: Context) -> int:
     """Carry out the experiment's unfinished runs, stage by stage, then judge all. 1 where a run failed."""
     plan = read_plan(options)
+    from runners.execution.mirrors import Mirrors
+
+    mirrors = Mirrors(RUNS)
     slots = choose_slots(plan, options.device, options.jobs)
     from rich.console import Console
 
     from runners.data.config import DataError
     from runners.execution.sweep import run_plan
-    from runners.tracking import Mirrors
     from runners.verdicts import read_requirements
 
     required = read_requirements(options.require, plan)
-    console, mirrors = Console(soft_wrap=True, markup=False), Mirrors(RUNS)
+    console = Console(soft_wrap=True, markup=False)
     failed = []
     try:
         for stage in plan.stages:

@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def train(options: Options, context: Context) -> int:
     """Carry out the run, or go on with it. 1 where it does not finish, or its data cannot be had."""
     plan = read_plan(options)
+    from runners.execution.mirrors import Mirrors
+
     run = plan.run_of(options.arm, options.index)
+    mirrors = Mirrors(RUNS)
     stop_after = _step(options.stop_after, run.recipe.train.num_steps)
     slots = choose_slots(plan, options.device)
     import torch
@@ -75,6 +78,7 @@ def train(options: Options, context: Context) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     folder = RunFolder(RUNS, run.key, echo=lambda text: print_now(f"{title}: {text}"))
+    _ = folder.status  # a damaged one is refused before anything is written
     folder.on_row = progress(title, run.recipe.train.num_steps)
     if context.first:
         print_now(f"{title}: {folder.path}, on {slots.devices[0]}")
@@ -85,7 +89,7 @@ def train(options: Options, context: Context) -> int:
         execute(folder, CACHE, slots.devices[0], run_options(options, stop_after), context.stop)
     finally:
         if context.first:
-            _mirror(plan, run)
+            mirrors.mirror(plan, run)
     status = folder.status
     if context.first:
         print(f"{title}: {status.state} {status.reason}".rstrip(), f"({folder.path})")
@@ -113,15 +117,6 @@ def _begin_again(plan: Plan, run: PlannedRun, folder: RunFolder, slots: Slots) -
     outdated = (*made_otherwise(plan, RUNS, known, slots), *made_apart(plan, known, slots))
     if (known[run.key].state != "FINISHED" or run in outdated) and not folder.forget():
         print_now(f"note: {run.arm} seed {run.seed} is being trained, and left alone")
-
-
-def _mirror(plan: Plan, run: PlannedRun) -> None:
-    from runners.tracking import Mirror
-
-    try:
-        Mirror(plan, RUNS).sync(run)
-    except Exception as error:  # the run folder is the truth, and `report` mirrors again
-        print(f"note: MLflow took no metrics just now ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 VERB = verb(

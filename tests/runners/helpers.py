@@ -109,14 +109,15 @@ def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = Non
     return run
 
 
-def start_main(project: Path, *arguments: object) -> BaseProcess:
+def start_main(project: Path, *arguments: object, **environment: str) -> BaseProcess:
     """A command in a process of its own that has torch loaded already, so that ten at once do begin at once."""
-    child = children._server.Process(target=_main, args=(project, list(map(str, arguments))))
+    child = children._server.Process(target=_main, args=(project, list(map(str, arguments)), environment))
     child.start()
     return child
 
 
-def _main(project: Path, arguments: list[str]) -> None:
+def _main(project: Path, arguments: list[str], environment: dict[str, str]) -> None:
     os.chdir(project)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ |= environment
     sys.exit(main(arguments))

@@ -522,6 +522,9 @@ def test_model_reads_a_saved_model(here, tmp_path):
         (("model", "--set", "head=1", "--set", "head.type=tied"), "one value for 'head', not two"),
         (("weights", "--base", "tiny"), "only that comes with weights"),
         (("weights", "--base", "tinny"), "did you mean 'tiny'?"),
+        (("results", "nofile"), "received nofile: No such file or directory; allowed: results by `report --keep`"),
+        (("results", "tests"), "received tests: Is a directory"),
+        (("report", "experiments/demo.yaml"), "python -m runners run experiments/demo.yaml"),
     ],
 )
 def test_wrong_allowedto_the_other_verbs(here, arguments, says):

@@ -35,7 +35,11 @@ def imported(tmp_path):
         (("--help",), 0, ""),
         (("plan", "--help"), 0, ""),
         (("run", "--help"), 0, ""),
-        (("plna",), 2, "invalid choice: 'plna'"),
+        (("plna",), 2, "did you mean 'plan'?"),
+        (("rnu", "experiments/demo.yaml"), 2, "did you mean 'run'?"),
+        (("plan", "experiments/demo.yaml", "--sedes", "3"), 2, "did you mean '--seeds'?"),
+        (("run", "experiments/demo.yaml", "--compile", "onn"), 2, "did you mean 'on'?"),
+        (("zzz",), 2, "invalid choice: 'zzz'"),
     ],
 )
 def test_help_and_a_misspelt_verb_need_the_standard_library_alone(imported, arguments, code, says):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
 from analysis.stats.compare import compare
+from analysis.store import schema
 from analysis.store.load import load_design, load_runs
 from analysis.store.schema import Design
 from analysis.store.stratum import Stratum
@@ -21,6 +24,8 @@ from runners.planning.plan import Plan, load_plan
 from runners.runs import looks, proofs
 from runners.runs.folder import RunFolder
 from runners.tracking import Mirror
+from tests.conftest import ROOT as PROJECT
+from tests.runners.conftest import clean_environment
 
 ROOT = Path("runs")
 FINAL = {"val/loss": 3.0, "final/val_loss": 3.0}
@@ -229,3 +234,146 @@ def test_a_proof_that_comes_later_makes_old_runs_count_and_the_report_says_so(pl
 
 
 SPEED = {"final/tokens_per_s": 1000.0, "final/peak_memory_bytes": 1e6, "final/compiled": 0.0, "final/val_loss_se": 0.01}
+
+
+# What users do in the UI, and to the folder around the store
+
+
+def finished(run: PlannedRun, loss: float = 3.0) -> RunFolder:
+    folder = begun(run)
+    folder.log(30, dict.fromkeys(FINAL, loss))
+    folder.end("FINISHED")
+    return folder
+
+
+def mirrored(plan: Plan) -> Mirror:
+    mirror = Mirror(plan, ROOT)
+    for run in plan.runs():
+        mirror.sync(run)
+    return mirror
+
+
+@pytest.mark.parametrize("value", [None, "edited"])
+def test_tags_deleted_or_edited_in_the_ui_are_as_they_were(plan, value):
+    run = plan.runs()[0]
+    folder = RunFolder(ROOT, run.key)
+    folder.create(run.recipe, run.seed)
+    folder.begin(Stratum(device="here"), {"deterministic": "true"}, "data")
+    folder.log(1, {"train/loss": 5.0})
+    folder.end("FAILED", "why")
+    client = mirrored(plan).client
+    before = load_runs(plan.design())
+    named = (schema.TAG_ARM, schema.TAG_RUN_KEY, schema.TAG_ATTEMPT)
+    for tag in (*schema.RUN_TAGS, schema.TAG_ATTEMPT, schema.TAG_REASON, schema.TAG_DETERMINISTIC):
+        (mlflow_run_id,) = load_runs(plan.design())["mlflow_run_id"]
+        if value is None:
+            client.delete_tag(mlflow_run_id, tag)
+        else:
+            client.set_tag(mlflow_run_id, tag, value)
+        mirrored(plan)
+        again = load_runs(plan.design())
+        if value and tag in named:  # the edited one is another run's now; this one has a new copy
+            before["mlflow_run_id"] = again["mlflow_run_id"]
+        pd.testing.assert_frame_equal(again, before, obj=tag)
+
+
+def test_a_run_whose_parameters_a_store_did_not_take_gets_them_later(plan, monkeypatch):
+    run = plan.runs()[0]
+    finished(run)
+    mirror = Mirror(plan, ROOT)
+
+    def gone(*arguments, **options):
+        raise MlflowException("connection refused")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mirror.client, "log_batch", gone)
+        with pytest.raises(MlflowException):
+            mirror.sync(run)
+    for again in (mirror, Mirror(plan, ROOT)):
+        again.sync(run)
+    (stored,) = mirror.client.search_runs([mirror.experiment_id])
+    assert stored.data.params[schema.PARAM_DATA] == "data"
+    assert stored.data.params["num_params"] == str(run.recipe.num_params)
+
+
+def test_a_reader_alone_says_which_run_lacks_what_and_what_writes_it(plan):
+    begun(plan.runs()[0])
+    mirror = mirrored(plan)
+    (stored,) = mirror.client.search_runs([mirror.experiment_id])
+    mirror.client.delete_tag(stored.info.run_id, schema.TAG_SEED)
+    with pytest.raises(ValueError, match=r"\(control seed 0\) lacks the tags ablation.seed; `python -m runners report"):
+        load_runs(plan.design())
+
+
+def test_a_design_deleted_in_the_ui_is_written_again(plan):
+    mirror = mirrored(plan)
+    for tag in plan.design().to_tags():
+        mirror.client._tracking_client.store.delete_experiment_tag(mirror.experiment_id, tag)
+    mirrored(plan)
+    assert load_design(plan.design().experiment) == plan.design()
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_restored_experiment_brings_no_run_twice(plan, by_hand):
+    """A run is deleted and mirrored anew; then the experiment is deleted and restored, and both are back."""
+    run = plan.runs()[0]
+    finished(run)
+    mirror = mirrored(plan)
+    client, experiment = mirror.client, mirror.experiment_id
+    (deleted,) = client.search_runs([experiment])
+    client.delete_run(deleted.info.run_id)
+    (kept,) = mirrored(plan).client.search_runs([experiment])
+    client.delete_experiment(experiment)
+    if by_hand:
+        client.restore_experiment(experiment)
+        assert len(client.search_runs([experiment])) == 2
+        assert load_runs(plan.design())["finished"].tolist() == [1]  # a reader alone is not misled either
+    mirrored(plan)
+    (left,) = client.search_runs([experiment])
+    assert left.info.run_id in (kept.info.run_id, deleted.info.run_id)
+    assert left.data.metrics == {"train/loss": 5.0, **FINAL}
+    assert load_runs(plan.design())["finished"].tolist() == [1]
+
+
+def test_another_attempt_is_no_duplicate(plan):
+    run = plan.runs()[0]
+    for _ in range(2):
+        finished(run)
+        mirror = mirrored(plan)
+    assert len(mirror.client.search_runs([mirror.experiment_id])) == 2
+    assert load_runs(plan.design())["finished"].tolist() == [2]
+
+
+@pytest.mark.parametrize(("moved", "name"), [(True, "there"), (False, "a new place #1, 100 %")])
+def test_files_of_a_project_that_was_moved_or_copied_go_where_it_is_now(plan, project, tmp_path_factory, moved, name):
+    finished(plan.runs()[0])
+    (project / "report.html").write_text("first")
+    mirrored(plan).publish("| first |", [project / "report.html"])
+    there = tmp_path_factory.mktemp("other") / name
+    (shutil.move if moved else shutil.copytree)(project, there)
+    code = (
+        "from pathlib import Path\n"
+        "from runners.planning.plan import load_plan; from runners.tracking import Mirror\n"
+        "plan = load_plan(Path('experiments/micro_theta.yaml')); mirror = Mirror(plan, Path('runs'))\n"
+        "Path('report.html').write_text('second'); mirror.publish('| second |', [Path('report.html')])\n"
+        "run, = mirror.client.search_runs([mirror.experiment_id], \"tags.`ablation.report` = 'verdicts'\")\n"
+        "Path('copy').mkdir(); print(mirror.client.download_artifacts(run.info.run_id, 'report.html', 'copy'))"
+    )
+    environment = {**clean_environment(), "PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-c", code], cwd=there, env=environment, check=True, capture_output=True)
+    assert (there / "copy/report.html").read_text() == "second"
+    assert [file.read_text() for file in there.glob("mlartifacts/*/artifacts/report.html")] == ["second"]
+    left = [file.read_text() for file in project.glob("mlartifacts/*/artifacts/report.html")]
+    assert left == ([] if moved else ["first"])
+
+
+def test_two_experiments_that_would_have_one_name_are_not_mixed(plan, project):
+    mirrored(plan)
+    base = (project / "experiments/base/micro.yaml").read_text()
+    (project / "experiments/base/theta-micro.yaml").write_text(base.replace("name: micro", "name: theta-micro"))
+    edited("name: micro-theta", "name: micro")
+    other = load_plan(Path("experiments/micro_theta.yaml"), base="theta-micro")
+    assert other.design().experiment == plan.design().experiment == "micro-theta-micro"
+    with pytest.raises(ConfigError, match="allowed: another name: micro-theta on micro is called that there"):
+        Mirror(other, ROOT)
+    assert load_design("micro-theta-micro") == plan.design()

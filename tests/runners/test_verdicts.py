@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from analysis.report import sections
+from analysis.report import export, sections
+from analysis.report.export import NotebookError
 from analysis.store.schema import METRICS
 from analysis.store.stratum import Stratum
-from runners import tracking
+from runners.cli import main
+from runners.execution import mirrors as mirroring
 from runners.execution import sweep
+from runners.execution.mirrors import Mirrors
 from runners.execution.slots import Slots
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
-from runners.tracking import Mirrors
+from runners.verbs.common import OnExperiment
+from runners.verbs.judge import _same_runs
 from runners.verdicts import read_requirements, report
 from tests.runners.conftest import clean_environment
 from tests.runners.helpers import WATCH
@@ -60,7 +65,7 @@ def counted(monkeypatch, place, name):
 def test_a_command_mirrors_and_judges_each_stage_once(done, monkeypatch, capsys):
     from rich.console import Console
 
-    made = counted(monkeypatch, tracking, "Mirror")
+    made = counted(monkeypatch, mirroring, "Mirror")
     judged = counted(monkeypatch, sections, "compare")
     mirrors = Mirrors(Path("runs"))
     for stage in done.stages:
@@ -110,3 +115,20 @@ def test_a_command_with_nothing_left_to_run_loads_no_model(done, project):
     modules = set((project / "modules").read_text().split())
     assert {"mlflow", "matplotlib"} <= modules
     assert not {"transformers", "llama_variants.model", "scipy.stats"} & modules
+
+
+def test_printed_commands_can_be_typed():
+    name = "experiments/my question's.yaml"
+    command = _same_runs(OnExperiment(experiment=Path(name), base="my base", seeds=None))
+    assert shlex.split(command) == ["make", "ablation", f"EXP={name}", "BASE=my base"]
+
+
+def test_a_notebook_that_fails_costs_the_exit_code_and_not_the_verdict(done, monkeypatch, capsys):
+    def broken(*arguments, **options):
+        raise NotebookError("losses.ipynb, cell 2: ZeroDivisionError: division by zero")
+
+    monkeypatch.setattr(export, "export", broken)
+    assert main(["report", "experiments/micro_theta.yaml", "--notebooks"]) == 1
+    said = capsys.readouterr()
+    assert "theta_100" in said.out
+    assert said.err.endswith("error: losses.ipynb, cell 2: ZeroDivisionError: division by zero\n")

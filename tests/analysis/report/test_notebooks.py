@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,8 @@ from analysis.report import explore
 from analysis.report.export import NOTEBOOKS, NotebookError, execute, export
 from analysis.store.load import load_design, load_runs
 from tests.analysis.tables import arm, design, frame
+from tests.conftest import ROOT
+from tests.runners.children import wait_for
 from tests.runners.conftest import clean_environment, write_project
 
 STORED = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -88,6 +91,37 @@ def test_a_cell_that_fails_is_named(tmp_path):
     nbformat.write(broken, tmp_path / "broken.ipynb")
     with pytest.raises(NotebookError, match=r"broken.ipynb, cell 2: ZeroDivisionError: division by zero"):
         execute(tmp_path / "broken.ipynb", "x", tracking_uri=f"sqlite:///{tmp_path}/none.db")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("left_by", "raised"), [("SIGINT", "Stopped"), ("SIGTERM", "Stopped"), ("", "NotebookError")])
+def test_no_kernel_outlives_it(tmp_path, left_by, raised):
+    """Left by a signal, whose handler stays this program's, or by the time that a cell may take."""
+    pid = tmp_path / "pid"
+    slow = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(100)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(slow)]), tmp_path / "slow.ipynb")
+    command = [sys.executable, "-c", LEFT, str(tmp_path / "slow.ipynb"), "100" if left_by else "2"]
+    child = subprocess.Popen(
+        command, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: pid.exists() and pid.read_text())
+    if left_by:
+        child.send_signal(getattr(signal, left_by))
+    said, _ = child.communicate(timeout=30)
+    assert said.split() == [raised, "alive:", "False"]
+
+
+LEFT = """
+import os, pathlib, signal, sys
+from analysis.report import export
+from runners.runs.signals import StopRequest
+StopRequest().install(signal.SIGINT, signal.SIGTERM)
+notebook, export.TIMEOUT_S = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+try:
+    export.execute(notebook, "x", tracking_uri=f"sqlite:///{notebook.parent}/none.db")
+except BaseException as error:
+    print(type(error).__name__, "alive:", os.path.exists("/proc/" + (notebook.parent / "pid").read_text()))
+"""
 
 
 @pytest.mark.slow
