@@ -132,3 +132,10 @@ def test_a_notebook_that_fails_costs_the_exit_code_and_not_the_verdict(done, mon
     said = capsys.readouterr()
     assert "theta_100" in said.out
     assert said.err.endswith("error: losses.ipynb, cell 2: ZeroDivisionError: division by zero\n")
+
+
+def test_a_plan_whose_runs_were_made_otherwise_can_be_read_as_json(done, capsys):
+    assert main(["plan", "experiments/micro_theta.yaml", "--json", "--device", "cpu"]) == 0
+    made_otherwise = json.loads(capsys.readouterr().out)["made_otherwise"]
+    assert sum(made_otherwise.values()) == 7
+    assert all("device" in name for name in made_otherwise)
