@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_printed_commands_can_be_typed():
     name = "experiments/my question's.yaml"
     command = _same_runs(OnExperiment(experiment=Path(name), base="my base", seeds=None))
     assert shlex.split(command) == ["make", "ablation", f"EXP={name}", "BASE=my base"]
+    no_text = os.fsdecode(b"caf\xe9.yaml")
+    assert _same_runs(OnExperiment(experiment=Path(no_text), base=None, seeds=None)).isascii()
 
 
 def test_a_notebook_that_fails_costs_the_exit_code_and_not_the_verdict(done, monkeypatch, capsys):
