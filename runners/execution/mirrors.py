@@ -149,6 +149,9 @@ def _fault(uri: str, error: Exception) -> str:
 
 def _cause(error: BaseException) -> str:
     """What is at the bottom of it, in one line."""
-    while below := error.__cause__ or error.__context__:
-        error = below
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    said = type(error).__name__
+    below: BaseException | None = error
+    while below:
+        said = (str(below).strip().splitlines() or [said])[0][:200]
+        below = below.__cause__ or below.__context__
+    return said

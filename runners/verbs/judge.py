@@ -61,4 +61,7 @@ def print_report(
 def _same_runs(options: OnExperiment) -> str:
     """The command that makes the same runs."""
     given = (("EXP", options.experiment), ("BASE", options.base), ("SEEDS", options.seeds))
-    return shlex.join(["make", "ablation", *(f"{name}={value}" for name, value in given if value)])
+    command = shlex.join(["make", "ablation", *(f"{name}={value}" for name, value in given if value)])
+    return command.encode(
+        errors="backslashreplace"
+    ).decode()  # a name that is no UTF-8 would keep the report from a file

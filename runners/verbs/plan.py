@@ -149,8 +149,12 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         margin=plan.decide.margin,
         screen=plan.screen,
         faults=faults,
+<<<<<<< HEAD
         files=_files(control),
         made_otherwise=Counter(others[run] for run in others if known[run.key].state == "FINISHED"),
+=======
+        made_otherwise=dict(Counter(others[run] for run in others if known[run.key].state == "FINISHED")),
+>>>>>>> faults-life
     )
 
 
@@ -209,7 +213,7 @@ def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:
     """Seed sd of the metric: as the base states it, or that of three or more finished control runs where larger."""
     values = losses(plan, plan.arms[0], root)
     stated = plan.decide.sigma
-    if len(values) >= 3 and (stated is None or statistics.stdev(values) > stated):  # a few runs promise nothing better
+    if len(values) >= 3 and statistics.stdev(values) > (stated or 0.0):  # a few runs promise nothing better
         return statistics.stdev(values), f"{len(values)} control runs on this machine"
     return stated, plan.decide.sigma_source
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_printed_commands_can_be_typed():
     name = "experiments/my question's.yaml"
     command = _same_runs(OnExperiment(experiment=Path(name), base="my base", seeds=None))
     assert shlex.split(command) == ["make", "ablation", f"EXP={name}", "BASE=my base"]
+    no_text = os.fsdecode(b"caf\xe9.yaml")
+    assert _same_runs(OnExperiment(experiment=Path(no_text), base=None, seeds=None)).isascii()
 
 
 def test_a_notebook_that_fails_costs_the_exit_code_and_not_the_verdict(done, monkeypatch, capsys):
@@ -132,3 +135,10 @@ def test_a_notebook_that_fails_costs_the_exit_code_and_not_the_verdict(done, mon
     said = capsys.readouterr()
     assert "theta_100" in said.out
     assert said.err.endswith("error: losses.ipynb, cell 2: ZeroDivisionError: division by zero\n")
+
+
+def test_a_plan_whose_runs_were_made_otherwise_can_be_read_as_json(done, capsys):
+    assert main(["plan", "experiments/micro_theta.yaml", "--json", "--device", "cpu"]) == 0
+    made_otherwise = json.loads(capsys.readouterr().out)["made_otherwise"]
+    assert sum(made_otherwise.values()) == 7
+    assert all("device" in name for name in made_otherwise)
