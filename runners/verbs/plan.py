@@ -149,12 +149,8 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         margin=plan.decide.margin,
         screen=plan.screen,
         faults=faults,
-<<<<<<< HEAD
         files=_files(control),
-        made_otherwise=Counter(others[run] for run in others if known[run.key].state == "FINISHED"),
-=======
         made_otherwise=dict(Counter(others[run] for run in others if known[run.key].state == "FINISHED")),
->>>>>>> faults-life
     )
 
 
