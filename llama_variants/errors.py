@@ -142,17 +142,19 @@ def matching(pattern: str, words: str) -> AfterValidator:
 
 def _problem(cls: type[BaseModel], detail: Any) -> Problem:
     """One pydantic error in this project's words."""
-    path, kind = tuple(detail["loc"]), detail["type"]
-    received = show(detail["input"])
+    names, path = _walk(cls, tuple(detail["loc"]))
+    kind, received = detail["type"], show(detail["input"])
     if kind == "extra_forbidden":
         name = str(path[-1])
-        return Problem(path=path, received=f"unknown key {name!r}", allowed=one_of(name, _fields_at(cls, path[:-1])))
+        return Problem(
+            path=path, received=f"unknown key {name!r}", allowed=one_of(name, _walk(cls, tuple(detail["loc"])[:-1])[0])
+        )
     if kind == "missing":
         received = "nothing"
     if path[-1:] == ("[key]",):
         path, received = path[:-1], f"the name {detail['input']!r}"
     if kind in ("model_type", "model_attributes_type"):
-        allowed = "a mapping with keys out of " + ", ".join(_fields_at(cls, path))
+        allowed = "a mapping with keys out of " + ", ".join(names)
     elif kind == "missing" and isinstance(path[-1], int):
         path, received, allowed = path[:-1], f"a list of {path[-1]}", "one value more"
     elif kind in _ALLOWED:
@@ -162,20 +164,24 @@ def _problem(cls: type[BaseModel], detail: Any) -> Problem:
     return Problem(path=path, received=received, allowed=allowed)
 
 
-def _fields_at(cls: type[BaseModel], path: Path) -> list[str]:
-    """Valid keys of the (nested) model at ``path``; a union's tag in the path picks the member so named."""
+def _walk(cls: type[BaseModel], path: Path) -> tuple[list[str], Path]:
+    """Valid keys of the (nested) model at ``path``, and the path as it is written.
+
+    Pydantic puts the tag of a discriminated union into a path, which picks the member so named, and is not written.
+    """
     found: list[type[BaseModel]] = [cls]
+    written: list[str | int] = []
     for part in path:
         inner = [model.model_fields[str(part)].annotation for model in found if str(part) in model.model_fields]
-        if inner:
-            found = [model for annotation in inner for model in _models_in(annotation)]
-        else:  # a tag of a discriminated union, or a key of a mapping: keep the members that carry the tag
-            tagged = [
-                m for m in found if "type" in m.model_fields and part in get_args(m.model_fields["type"].annotation)
-            ]
-            found = tagged or found
+        tagged = [m for m in found if "type" in m.model_fields and part in get_args(m.model_fields["type"].annotation)]
+        if not inner and tagged:
+            found = tagged
+            continue
+        written.append(part)
+        found = [model for annotation in inner for model in _models_in(annotation)] or found
     names = {name for model in found for name in model.model_fields}
-    return sorted(names | {"type" for model in found if isinstance(getattr(model, "type", None), str)})
+    names |= {"type" for model in found if isinstance(getattr(model, "type", None), str)}
+    return sorted(names), tuple(written)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

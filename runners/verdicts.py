@@ -63,7 +63,11 @@ def read_requirements(texts: Iterable[str], plan: Plan) -> dict[str, set[str]]:
         words, _, arm = text.partition(":")
         if arm not in arms:
             problems.append(
-                Problem(path=("--require",), received=repr(text), allowed=f"WORDS:ARM, the arm {one_of(arm, arms)}")
+                Problem(
+                    path=("--require",),
+                    received=repr(text),
+                    allowed=f"WORDS:ARM, with an arm of this experiment: {one_of(arm, arms)}",
+                )
             )
         for word in words.split(","):
             if word not in VERDICTS:

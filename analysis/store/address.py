@@ -68,7 +68,7 @@ def _wrong_file(uri: str) -> str:
     if file is None or file.name in ("", ":memory:") or file.is_dir():
         return "a file behind three slashes, sqlite:///FILE.db, or four where its path is absolute"
     if not file.absolute().parent.is_dir():
-        return f"a file in a folder that is there, which {file.parent} is not"
+        return f"a file in an existing folder; there is no folder {file.parent}"
     if not file.exists():
         return ""
     try:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -193,8 +194,9 @@ def _matches(name: str, path: FieldPath) -> list[Path]:
         if os.path.isfile(literal):  # noqa: PTH113
             return [Path(literal)]
         if os.path.isdir(literal):  # noqa: PTH112
-            inside = f"{name.rstrip('/')}/**/*.jsonl"
-            allowed = f"files: {inside!r} takes all such below it"
+            kinds = Counter("".join(file.suffixes[-2:]) for file in Path(literal).rglob("[!.]*") if file.is_file())
+            globs = [f"'{name.rstrip('/')}/**/*{kind}' ({count:,})" for kind, count in kinds.most_common(3)]
+            allowed = f"the files in it, as {' or '.join(globs)}" if globs else "files, and this folder has none"
             raise ConfigError([Problem(path=path, received=f"{name!r}, which is a folder", allowed=allowed)])
     matches = [Path(match) for match in glob.glob(home, recursive=True) if os.path.isfile(match)]  # noqa: PTH113, PTH207
     if not matches:

@@ -168,8 +168,11 @@ def _write_split(
         say(f"{split}: {skipped}")
     if losses.lost:
         say(f"{split}: the tokenizer loses {losses.lost:,} characters, the first {losses.first}")
-    np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
     counts = documents.counts[split]
+    left_out = {"that validation has": counts["in_validation"], "there twice": counts["duplicates"]}
+    if told := ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count):
+        say(f"{split}: documents left out: {told}")
+    np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
     return {
         "tokens": offsets[-1],
         "documents": len(offsets) - 1,

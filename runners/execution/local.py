@@ -142,4 +142,5 @@ def _work(pipe: Connection, root: Path, cache: Path, device: str, threads: int, 
             execute(RunFolder(root, key), cache, device, options, stop)
             pipe.send(key)
         except (EOFError, BrokenPipeError, Stopped):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is nothing left to save, and exit handlers to run
             return

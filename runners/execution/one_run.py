@@ -67,7 +67,7 @@ def execute(
     """
     with world(resolve_device(device_name)) as (processes, device), _alone(run, processes):
         # Not before the first process has the lock, and knows how it went with whoever had it.
-        (todo,) = processes.most(processes.first and run.status.state != "FINISHED")
+        (todo,) = processes.most(processes.first and run.checked_status().state != "FINISHED")
         if not todo:
             return
         try:

@@ -24,8 +24,11 @@ Statuses = Mapping[str, Status]
 
 
 def statuses(plan: Plan, root: Path) -> dict[str, Status]:
-    """What is known of each run of the plan now, by its key; each folder is read once."""
-    return {run.key: RunFolder(root, run.key).status for run in plan.runs()}
+    """What is known of each run of the plan now, by its key; each folder is read once.
+
+    Raises ConfigError for a damaged one, and for one that calls itself finished and lacks the last step.
+    """
+    return {run.key: RunFolder(root, run.key).checked_status() for run in plan.runs()}
 
 
 def unfinished(plan: Plan, known: Statuses) -> list[PlannedRun]:

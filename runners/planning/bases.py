@@ -25,6 +25,12 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     problems = document.problems + problems
     if broken := import_plugins(head.plugins if head else (), file.parent):
         raise refusal(document, problems + broken)
+    if (
+        head and head.name != file.stem
+    ):  # runs are kept and judged under it: a copy would pass for what it was copied from
+        problems.append(
+            Problem(path=("name",), received=repr(head.name), allowed=f"the file's own name, {file.stem!r}")
+        )
     sections = written if isinstance(written, dict) else {}
     model, found = read(sections["model"]) if "model" in sections else (None, [])
     problems += [problem.under(("model",)) for problem in found]

@@ -222,8 +222,11 @@ class Recipe:
         config, seq_len = self.train, self.train.seq_len
         if sizes.train is not None:
             windows = sizes.train // seq_len
-            if config.num_tokens > MAX_EPOCHS * windows * seq_len:
-                passes = f"{config.num_tokens / (windows * seq_len):,.1f}" if windows else "endless"
+            if not windows:
+                received = f"a training text of {sizes.train:,} tokens"
+                yield Problem(path=("data",), received=received, allowed=f"at least a window of {seq_len:,}")
+            elif config.num_tokens > MAX_EPOCHS * windows * seq_len:
+                passes = f"{config.num_tokens / (windows * seq_len):,.1f}"
                 yield Problem(
                     path=("train", "num_steps"),
                     received=f"{config.num_steps:,}, whose {config.num_tokens:,} tokens are {passes} passes over the "

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from llama_variants.errors import ConfigError, Path, Problem
+from llama_variants.errors import ConfigError, Path, Problem, closest
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -46,7 +46,14 @@ def load(file: FilePath) -> Document:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        problem = Problem(path=(), received=f"{file} ({error.strerror})", allowed="a YAML file that can be read")
+        near = {
+            found.stem: str(found)
+            for folder in (file.parent, FilePath("experiments"))
+            for found in folder.glob("*.yaml")
+        }
+        meant = closest(file.stem, near)
+        hint = f"did you mean {near[meant]}? " if meant else ""
+        problem = Problem(path=(), received=f"{file} ({error.strerror})", allowed=f"{hint}a YAML file that can be read")
         raise ConfigError([problem]) from None
     except UnicodeDecodeError:
         problem = Problem(path=(), received=f"{file}, which is not UTF-8", allowed="a YAML file in UTF-8")

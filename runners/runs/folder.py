@@ -132,6 +132,13 @@ class RunFolder:
             what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise damaged(file, what, self._remedy) from None
 
+    def checked_status(self) -> Status:
+        """The status; of a finished run only where its log has the last step. Raises ConfigError otherwise."""
+        status = self.status
+        if status.state == "FINISHED":
+            self.final_metrics()
+        return status
+
     def begin(
         self,
         stratum: Stratum,

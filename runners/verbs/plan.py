@@ -225,10 +225,9 @@ def preview_text(found: Preview, paired: bool) -> str:
     console.print(_table(found.arms))
     minutes = found.estimated_seconds / 60
     left = f"{minutes / 60:,.1f} h" if minutes > 90 else f"{minutes:,.1f} min"
+    how = f"about {left} with {found.workers} at once (by {found.estimate_basis})"
     console.print(
-        f"\n{found.runs} runs, {found.runs_left} left: about {left} with {found.workers} at once "
-        f"(by {found.estimate_basis})",
-        highlight=False,
+        f"\n{found.runs} runs, {found.runs_left} left{f': {how}' if found.runs_left else ''}", highlight=False
     )
     for split, files in found.files.items():
         console.print(f"{split} files: {files}", highlight=False)

@@ -42,7 +42,11 @@ def report(options: Options, context: Context) -> int:
     if all(RunFolder(RUNS, run.key).status.state == "NEW" for run in plan.runs()):
         command = shlex.join(["python", "-m", "runners", "run", str(options.experiment)])
         allowed = f"an experiment with runs; start it by: {command}"
-        problem = Problem(path=(), received=f"nothing to report: no run of {plan.name} on {plan.base}", allowed=allowed)
+        problem = Problem(
+            path=(),
+            received=f"nothing to report: no run of {plan.name} on {plan.base} in {RUNS.absolute()}",
+            allowed=allowed,
+        )
         raise ConfigError([problem])
 
     shown = {"as_json": options.as_json, "notebooks": options.notebooks}

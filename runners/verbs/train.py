@@ -69,6 +69,8 @@ def train(options: Options, context: Context) -> int:
 
     torch.set_num_threads(slots.threads)  # as a worker has it, so that the bits are the same
     title = f"{run.arm} seed {run.seed}"
+    folder = RunFolder(RUNS, run.key, echo=lambda text: print_now(f"{title}: {text}"))
+    folder.checked_status()  # a damaged one is refused before anything is written
     try:  # what is wrong with the text is said before there is a run
         plan.check_sizes(known_sizes(run.recipe.data, CACHE))
         say = print_now if context.first else lambda text: None
@@ -77,8 +79,6 @@ def train(options: Options, context: Context) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    folder = RunFolder(RUNS, run.key, echo=lambda text: print_now(f"{title}: {text}"))
-    _ = folder.status  # a damaged one is refused before anything is written
     folder.on_row = progress(title, run.recipe.train.num_steps)
     if context.first:
         print_now(f"{title}: {folder.path}, on {slots.devices[0]}")

@@ -201,9 +201,10 @@ def test_a_folder_is_refused_with_the_glob_of_what_is_in_it(tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("folder/in").mkdir(parents=True)
     Path("folder/in/a.jsonl").write_bytes(CONTENT["jsonl"])
-    with pytest.raises(ConfigError, match=r"which is a folder; allowed: files: '(.*folder/\*\*/\*\.jsonl)'") as error:
+    Path("folder/in/.hidden.md").write_text("no")
+    with pytest.raises(ConfigError, match=r"which is a folder; allowed: the files in it, as '.*' \(1\)$") as error:
         files_source(name).files("train")
-    inside = str(error.value).partition("files: '")[2].partition("'")[0]
+    inside = str(error.value).partition("it, as '")[2].partition("'")[0]
     assert [file.name for file in files_source(inside).files("train")] == ["a.jsonl"]
 
 

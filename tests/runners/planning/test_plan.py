@@ -587,3 +587,23 @@ def test_every_full_size_base_has_the_model(file):
     base, recipe = load_base(file)
     assert base.name == file.stem
     assert recipe.model == ModelConfig.preset("smollm2-135m")
+
+
+def test_a_copied_base_must_have_a_name_of_its_own(project):
+    """Its results would be kept, and judged, as those of the base that it was copied from."""
+    shutil.copy(project / BASE, project / "experiments/base/copied.yaml")
+    with pytest.raises(ConfigError, match="name: received 'micro'; allowed: the file's own name, 'copied'"):
+        load_plan(project / "experiments/micro_theta.yaml", base="copied")
+
+
+@pytest.mark.parametrize("written", ["micro_tetha.yaml", "experiments/micro_theta.yml", "micro_theta"])
+def test_a_misspelt_file_is_answered_with_the_one_that_is_there(project, written):
+    with pytest.raises(ConfigError, match=r"did you mean experiments/micro_theta.yaml\?"):
+        load_plan(Path(written))
+
+
+def test_a_path_is_the_one_that_is_written(project):
+    """Pydantic's has the type of the source in it."""
+    edit(project, "source: {type: files,", "source: {type: files, on_bad_row: never,", BASE)
+    with pytest.raises(ConfigError, match=r"data\.source\.on_bad_row: received 'never'"):
+        load_plan(project / "experiments/micro_theta.yaml")

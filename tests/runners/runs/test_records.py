@@ -147,3 +147,21 @@ def test_a_damaged_list_of_first_looks_is_named(run, folder, damage):
     (ROOT / "looks.json").write_bytes(DAMAGES[damage])
     with pytest.raises(ConfigError, match=r"looks\.json: received .*; allowed: the file as it was; or none"):
         looks.seen(load_plan(Path(EXPERIMENT)), ROOT)
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["run"], ["report"], ["train", "control"]], ids=lambda words: words[0])
+def test_a_run_that_calls_itself_finished_without_its_last_step_is_refused(project, monkeypatch, capsys, verb):
+    """Whatever the tracking store may hold of it; it would be neither trained nor judged."""
+    monkeypatch.chdir(project)
+    run = load_plan(Path(EXPERIMENT)).runs()[0]
+    folder = RunFolder(Path("runs"), run.key)
+    folder.create(run.recipe, run.seed)
+    folder.begin(Stratum(device="here"), {}, "data")
+    folder.log(10, {"train/loss": 5.0})
+    folder.end("KILLED", "stopped")
+    file = folder.path / "status.json"
+    file.write_text(file.read_text().replace("KILLED", "FINISHED"))
+    assert main([verb[0], EXPERIMENT, *verb[1:]]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder.log_file}: received 1 rows, and none of the last step of a finished run" in told
+    assert "move" in told
