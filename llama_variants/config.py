@@ -157,12 +157,15 @@ class ModelConfig(StrictModel):
 
     def _absolute(self, dump: Callable[[BlockConfig, ModelConfig], dict[str, Any]]) -> dict[str, Any]:
         plain = self._dump(lambda block: dump(block, self))
+        layers = [self.layer(index) for index in range(self.num_hidden_layers)] if self.layers else []
+        each = [{family: dump(getattr(config, family), config) for family in LAYERED} for config in layers]
+        for family in LAYERED if each else ():  # a block that no layer has is not the model's, but for the last norm
+            if family != "norm" and all(blocks[family] != plain[family] for blocks in each):
+                plain[family] = each[0][family]
         deltas: list[tuple[dict[str, Any], list[int]]] = []  # each with its layers, in the order of their first
-        for index in range(self.num_hidden_layers) if self.layers else ():
-            config = self.layer(index)
-            blocks = {family: dump(getattr(config, family), config) for family in LAYERED}
+        for index, blocks in enumerate(each):
             delta = {family: block for family, block in blocks.items() if block != plain[family]}
-            same = next((layers for other, layers in deltas if other == delta), None)
+            same = next((at for other, at in deltas if other == delta), None)
             if delta and same is None:
                 deltas.append((delta, [index]))
             elif same is not None:

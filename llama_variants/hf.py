@@ -72,7 +72,14 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32, **k
         path, kwargs["gguf_file"] = Path(path).parent, Path(path).name
     load: Any = AutoModelForCausalLM.from_pretrained  # whose stubs know nothing of output_loading_info
     # Shapes that differ are reported with the rest, below: transformers itself raises a RuntimeError for them.
-    loaded, info = load(path, dtype=dtype, output_loading_info=True, **{"ignore_mismatched_sizes": True, **kwargs})
+    try:
+        loaded, info = load(path, dtype=dtype, output_loading_info=True, **{"ignore_mismatched_sizes": True, **kwargs})
+    except NotImplementedError as error:  # transformers compares a head that it has not loaded with the embedding
+        if "meta" not in str(error).lower():
+            raise
+        received = "another shape than that of model.embed_tokens.weight, to which the configuration ties it"
+        problem = Problem(path=("lm_head.weight",), received=received, allowed="the model's shape, or no weight at all")
+        raise ConfigError([problem], title=f"{path} cannot be loaded:") from None
     problems = [
         Problem(
             path=(kind,),

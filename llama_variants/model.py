@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from llama_variants.blocks.masks import documents_of, extent, visible
 from llama_variants.config import ModelConfig
-from llama_variants.pretrained import CACHE, PreTrainedLlama
+from llama_variants.pretrained import CACHE, PreTrainedLlama, check_known
 from llama_variants.registry import EMBEDDING, HEAD, NORM, RESIDUAL, ROTARY
 from llama_variants.variant import LlamaVariantConfig
 
@@ -67,11 +67,13 @@ class LlamaModel(PreTrainedLlama):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         past_key_values: Any = None,
+        **others: Any,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Hidden states after the final norm, as ``last_hidden_state`` (b, t, d).
 
         Arguments, further outputs and errors are those of :meth:`LlamaForCausalLM.forward`.
         """
+        check_known(others)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, d)
@@ -79,7 +81,7 @@ class LlamaModel(PreTrainedLlama):
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if again:
             cache = None  # a layer that is computed twice would enter its keys twice
-        elif cache is None and self.asked("use_cache", use_cache):
+        elif cache is None and self._keeps_cache(use_cache, position_ids, attention_mask):
             cache = DynamicCache(config=self.config)
         position_ids, mask_for = _seen(x, attention_mask, position_ids, cache)
         eager = self.config._attn_implementation == "eager"
@@ -115,6 +117,21 @@ class LlamaModel(PreTrainedLlama):
             **{CACHE: cache},
         )
         return out if self.asked("return_dict", return_dict) else out.to_tuple()
+
+    def _keeps_cache(self, use_cache: bool | None, position_ids: Tensor | None, attention_mask: Tensor | None) -> bool:
+        """Whether to give back a new cache: as asked, else as the configuration says.
+
+        Unasked, never in training, and not of several documents in a row, which a cache would not keep apart.
+        """
+        if use_cache is not None:
+            return use_cache
+        if self.training or not self.config.use_cache or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return False
+        if position_ids is None or position_ids.shape[1] == 1:
+            return True
+        fits = attention_mask is not None and attention_mask.shape == position_ids.shape
+        kept = attention_mask.bool() if attention_mask is not None and fits else None
+        return not (_traced() or bool(documents_of(position_ids, kept, gaps=False).any()))
 
 
 def _rotary(config: ModelConfig) -> nn.Module:
@@ -233,6 +250,7 @@ class LlamaForCausalLM(PreTrainedLlama, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         shift_labels: Int[Tensor, "b t"] | None = None,
         past_key_values: Any = None,
+        **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, and the mean next-token loss where labels are given.
 
@@ -245,7 +263,8 @@ class LlamaForCausalLM(PreTrainedLlama, GenerationMixin):
             cache: a transformers Cache with the keys and values of earlier positions, which grows or has room for all.
             inputs_embeds: (b, t, d) instead of ``input_ids``.
             labels: token ids (b, t), not shifted; position i is predicted from positions before it; -100 is ignored.
-            use_cache: give back a cache; a new one where none is given. As the configuration says when None, or not.
+            use_cache: give back a cache, a new one where none is given. When None, as the configuration says, and never
+                with labels or in training.
             logits_to_keep: compute logits, and the loss, for the last so many positions only, or for these (a tensor,
                 (n,) or (b, n)); for all of them at 0.
             output_attentions: give the attention weights (b, h, t, s) of each layer; needs ``eager`` attention.
@@ -255,6 +274,7 @@ class LlamaForCausalLM(PreTrainedLlama, GenerationMixin):
                 sum over it, so that accumulated gradients are those of the whole. The mean over these rows without it.
             shift_labels: (b, t), labels that are shifted already, instead of ``labels``.
             past_key_values: what ``cache`` was called before transformers 5.24.
+            others: ``token_type_ids``, ``cache_position`` and lengths of packed rows, which change nothing here.
 
         Returns:
             ``logits`` (b, t, v); ``loss`` in nats per predicted token (b · (t-1) of them), or None; ``hidden_states``
@@ -264,7 +284,11 @@ class LlamaForCausalLM(PreTrainedLlama, GenerationMixin):
         Raises:
             ValueError: for both or neither of ``input_ids`` and ``inputs_embeds``, for a mask of another shape, for
                 several documents in a row together with a cache, and for attention weights that no kernel gives.
+            TypeError: for any other argument.
         """
+        check_known(others)
+        if use_cache is None and not (labels is None and shift_labels is None):
+            use_cache = False
         out: Any = self.model(
             input_ids,
             attention_mask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from llama_variants.variant import LlamaVariantConfig
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What this version of transformers calls the keys and values of earlier positions."""
 ATTENTION = ("sdpa", "eager")
+UNUSED = {"token_type_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+"""Arguments of transformers' Llama that say nothing that it, or this model, would not know without them."""
 
 
 class PreTrainedLlama(PreTrainedModel):
@@ -138,6 +140,12 @@ class PreTrainedLlama(PreTrainedModel):
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
 
+def check_known(others: Mapping[str, Any]) -> None:
+    """Raises TypeError for an argument that no causal language model of transformers takes."""
+    if unknown := others.keys() - UNUSED:
+        raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+
+
 def warn_of_untied() -> None:
     """Say that a checkpoint's configuration ties a head that has a weight of its own."""
     warnings.warn(
@@ -156,5 +164,8 @@ def _remove_stale(folder: Path, variant: str | None) -> None:
     mark = f".{variant}" if variant else ""
     single, index = folder / f"model{mark}.safetensors", folder / f"model.safetensors.index{mark}.json"
     if single.exists() and index.exists():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        (single if all((folder / shard).exists() for shard in shards) else index).unlink()
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):  # damaged: no save has just written it
+            shards = {""}
+        (single if all((folder / shard).is_file() for shard in shards) else index).unlink()

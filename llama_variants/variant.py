@@ -11,7 +11,7 @@ from llama_variants import stock
 from llama_variants.config import ModelConfig
 from llama_variants.errors import ConfigError, Problem
 
-_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "id2label", "label2id", "problem_type")
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "use_cache", "id2label", "label2id", "problem_type")
 """What a stock configuration and ours have in common besides the computation."""
 
 
@@ -40,6 +40,7 @@ class LlamaVariantConfig(PreTrainedConfig):
         self.hidden_size = blocks.hidden_size
         self.num_hidden_layers = blocks.num_hidden_layers
         self.max_position_embeddings = blocks.max_position_embeddings
+        self.use_cache: bool = kwargs.pop("use_cache", True)
         kwargs["tie_word_embeddings"] = blocks.head.tied  # type: ignore[attr-defined]
         super().__init__(**kwargs)
 

@@ -182,6 +182,11 @@ class FilesSource(StrictModel):
                 named if _read_alike(file, *_version(file), how) else [*named, str(how)]
                 for (file, how), named in zip(found, _contents(file for file, _ in found), strict=True)
             ]
+        kept = {digest for _, digest, *_ in splits["validation"]}
+        if kept.issuperset(digest for _, digest, *_ in splits["train"]):
+            received = "files that validation has too, all of them: it keeps what is in both"
+            problem = Problem(path=("data", "source", "train"), received=received, allowed="text that validation lacks")
+            raise ConfigError([problem])
         declared = {"type": self.type, "text_field": self.text_field, "on_bad_row": self.on_bad_row}
         return bearing(self, declared) | splits
 

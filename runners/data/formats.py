@@ -96,10 +96,11 @@ def reading(file: Path, declared: Format | Literal["auto"], path: FieldPath) -> 
         raise refused(f"whose suffix {suffix!r} says no format" if suffix else "which has no suffix", known())
     if is_parquet and named != "parquet":
         raise refused("which is Parquet by its content", f"the suffix .parquet, or `format: {named}` if it is meant so")
-    if named == "text" and _starts_with_object(head):
-        raise refused(
-            "which holds JSON lines by its content", "`format: jsonl`, or `format: text` for one document with braces"
-        )
+    if named == "text" and head.count(0) > len(head) / 10:
+        raise refused("which holds zero bytes, as UTF-16 does and text in UTF-8 does not", "text in UTF-8")
+    if named == "text" and (what := _is_json(head)):
+        allowed = f"`format: {what}`, or `format: text` for one document with braces"
+        raise refused(f"which holds {'JSON lines' if what == 'jsonl' else 'JSON'} by its content", allowed)
     return Reading(_json_family(named, head), compression)
 
 
@@ -154,6 +155,18 @@ def _json_family(named: Format, head: bytes) -> Format:
     if named == "jsonl" and head.lstrip().startswith(b"["):
         return "json"
     return "jsonl" if named == "json" and _starts_with_object(head) else named
+
+
+def _is_json(head: bytes) -> Format | None:
+    """Which form of JSON a file has, as far as a head shows that: a first line, or a list or an object as a whole."""
+    if _starts_with_object(head):
+        return "jsonl"
+    if len(head) == HEAD_BYTES or not head.lstrip().startswith((b"[", b"{")):
+        return None
+    try:
+        return "json" if json.loads(head) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _starts_with_object(head: bytes) -> bool:

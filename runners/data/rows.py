@@ -140,6 +140,8 @@ def _delimited(file: Path, stream: IO[bytes], field: str, delimiter: str) -> Ite
         try:
             record = next(records, None)
         except csv.Error as error:
+            if "unexpected end of data" in str(error):  # of how many rows, nobody can tell
+                raise ValueError(f"a quote that is opened at or after {place} is never closed") from None
             yield BadRow(place, f"no record: {error}")
             continue
         if record is None:
@@ -177,7 +179,8 @@ def _column(file: Path, table: pq.ParquetFile, field: str) -> Iterator[str | Bad
         raise _no_column(file, field, schema.names)
     kind = schema.field(field).type
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_null(values)):
+    view = getattr(pa.types, "is_string_view", lambda kind: False)(values)
+    if not (pa.types.is_string(values) or pa.types.is_large_string(values) or view or pa.types.is_null(values)):
         problem = Problem(path=FIELD, where=str(file), received=f"{field!r} of type {kind}", allowed="a column of text")
         raise ConfigError([problem])
     number = 0

@@ -96,7 +96,12 @@ class LocalLauncher:
         process = self._context.Process(
             target=_work, args=(theirs, self.root, self.cache, device, self.threads, self.options), daemon=True
         )
-        process.start()
+        # A worker leaves the terminal's interrupt to its parent, from its first import on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(process, ours)
 

@@ -29,7 +29,8 @@ def difference(control: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     single = tuple(f"model.{family}." for family in LAYERED if family != "norm")  # the final norm is the model's own
     pairs = {path: pair for path, pair in pairs.items() if not path.startswith(single)}
     for (path, old, new), indices in changed.items():
-        where = "model" if len(indices) == num_layers else f"model.layers.{ranges(indices)}"
+        everywhere = len(indices) == num_layers and (not path.startswith("norm.") or f"model.{path}" in pairs)
+        where = "model" if everywhere else f"model.layers.{ranges(indices)}"
         pairs[f"{where}.{path}"] = (old, new)
     return pairs
 

@@ -133,7 +133,7 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     try:
         base_path = find_file("base", base_name, file.parent)
     except ConfigError as error:
-        raise refusal(document, list(error.problems)) from None
+        raise refusal(document, problems + list(error.problems)) from None
     written = _variants(document)
     if problems and not (written or (head and (head.data or head.plugins))):  # it says nothing that a model could bear
         raise refusal(document, problems + (list(_strangers(head, written, ())) if head else []))

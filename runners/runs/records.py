@@ -21,7 +21,7 @@ def parse_record(text: bytes, file: Path, remedy: str, line: int | None = None) 
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        what = f"{error}" if text.strip(b"\0 \n") else f"{len(text)} empty bytes"
+        what = f"{error}" if text.strip(b"\0 \n") else "nothing: the file is empty"
         raise damaged(file, what, remedy, line) from None
     if not isinstance(record, dict):
         raise damaged(file, f"{record!r:.60}", remedy, line)

@@ -104,19 +104,19 @@ def preflight(model: LlamaForCausalLM, batch: Tensor) -> None:
     """
     model.eval()
     batch = batch[:2]
-    logits = model(batch).logits.float()  # (b, t, v)
+    logits = model(batch, use_cache=False).logits.float()  # (b, t, v)
     scale = logits.std()
     vocab_size = logits.shape[-1]
 
     changed = batch.clone()
     changed[:, -1] = (changed[:, -1] + 1) % vocab_size
-    moved = (model(changed).logits.float() - logits)[:, :-1].abs().max()
+    moved = (model(changed, use_cache=False).logits.float() - logits)[:, :-1].abs().max()
     if moved > 1e-3 * scale:
         raise RunInvalid(f"causality: changing the last token moved an earlier logit by {moved:.3g}")
 
     changed = batch.clone()
     changed[:, 0] = (changed[:, 0] + 1) % vocab_size
-    moved = (model(changed).logits.float() - logits)[:, 1:].abs().max()
+    moved = (model(changed, use_cache=False).logits.float() - logits)[:, 1:].abs().max()
     if not moved > 1e-6 * scale:
         raise RunInvalid(f"content: changing the first token moved later logits by only {moved:.3g}")
 

@@ -17,7 +17,7 @@ from runners.training.determinism import autocast
 def window_losses(model: LlamaForCausalLM, ids: Tensor, precision: str) -> Tensor:
     """Mean next-token loss (b,) of each window of ``ids`` (b, t), by the model as it is set."""
     with autocast(model.device, precision):
-        logits = model(ids).logits  # (b, t, v)
+        logits = model(ids, use_cache=False).logits  # (b, t, v)
     return (compiled(_per_window) if is_compiled(model) else _per_window)(logits, ids)
 
 

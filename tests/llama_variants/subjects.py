@@ -22,7 +22,6 @@ def make(name: str) -> PreTrainedModel:
     if name != "stock":
         return build_model(OURS[name], seed=3).eval()
     theirs = stock(TINY)
-    theirs.config.use_cache = False  # as ours unless it is asked for
     theirs.generation_config.eos_token_id = None
     theirs.load_state_dict(build_model(TINY, seed=3).state_dict())
     return theirs

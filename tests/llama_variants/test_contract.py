@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel, StaticCache
 
-from llama_variants.pretrained import CACHE
+from llama_variants.pretrained import CACHE, UNUSED
 from tests.llama_variants.models import TINY, ids
 from tests.llama_variants.subjects import OURS, left_padded, make, written_out
 
@@ -182,7 +182,39 @@ def test_a_cache_grows_or_has_room(model):
             got.append(out.logits)
         assert near(torch.cat(got, dim=1), want)
     assert model(tokens, use_cache=True)[CACHE].get_seq_length() == 12
-    assert model(tokens).get(CACHE) is None
+    assert model(tokens).get(CACHE).get_seq_length() == 12
+
+
+def test_a_loop_written_by_hand_generates_as_generate_does(model):
+    """It feeds back whatever cache it is given, and asks for none."""
+    tokens = ids(TINY, time=6)
+    want = model.generate(tokens, max_new_tokens=8, do_sample=False, eos_token_id=None)[:, 6:]
+    out, got = model(tokens), []
+    for _ in range(8):
+        newest = out.logits[:, -1:].argmax(-1)
+        got.append(newest)
+        out = model(newest, **{CACHE: out[CACHE]})
+    assert torch.equal(torch.cat(got, dim=1), want)
+
+
+@pytest.mark.parametrize("name", sorted(UNUSED))
+def test_arguments_that_say_nothing_new_are_taken(model, name):
+    tokens = ids(TINY, time=6)
+    value = 6 if name.startswith("max_length") else torch.zeros_like(tokens)
+    assert near(model(tokens, **{name: value}).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_cache_is_made_that_nobody_asked_for(name):
+    """In training and with labels it would only take memory; and several documents in a row it would mix."""
+    model, tokens = make(name), ids(TINY, time=6)
+    assert model(tokens, labels=tokens).get(CACHE) is None
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    assert model(tokens, position_ids=packed).get(CACHE) is None
+    assert model(tokens, position_ids=torch.arange(6)[None]).get(CACHE) is not None
+    assert model.train()(tokens).get(CACHE) is None
+    with pytest.raises(TypeError, match="attenton_mask"):
+        model(tokens, attenton_mask=torch.ones_like(tokens))
 
 
 def test_a_static_cache_with_padding(model):

@@ -63,7 +63,6 @@ def test_whatever_is_saved_as_a_stock_llama_is_one(delta):
     [
         {"rotary": {"type": "rope_partial", "fraction": 0.5}},  # a LlamaConfig takes the key, and ignores it
         {"layers": {"1": {"rotary": {"theta": 3.0}}}},
-        {"layers": {"0-1": {"rotary": {"theta": 3.0}}}},  # all layers alike, but not as the base has it
         {"attention": {"type": "sliding_window", "window_size": 63}},
         {"embedding": {"type": "scaled", "factor": 1.0}},
         {"head": {"type": "untied_softcap", "cap": 1e6}},
@@ -73,6 +72,17 @@ def test_whatever_is_saved_as_a_stock_llama_is_one(delta):
 def test_what_only_looks_like_a_llama_is_not_exported_as_one(delta, tmp_path):
     build_model(TINY.override(delta)).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama_variant"
+
+
+def test_layers_that_are_all_alike_are_a_llama_s(tmp_path):
+    """Whatever the base has in their place: no layer has it."""
+    model = build_model(TINY.override({"layers": {"0-1": {"rotary": {"theta": 3.0}}}})).eval()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+    stock = StockLlama.from_pretrained(tmp_path).eval()
+    tokens = torch.arange(24)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(stock(tokens).logits, model(tokens).logits)
 
 
 def without_this_project(code: str, folder) -> str:

@@ -238,3 +238,23 @@ def test_a_vocabulary_keeps_its_special_tokens(ids_in_use):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     with pytest.raises(ValueError, match="a vocabulary of 0 tokens is too small"):
         build_model(TINY).resize_token_embeddings(0)
+
+
+def test_a_damaged_index_of_an_earlier_save_goes(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    model = build_model(TINY)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    assert load_pretrained(tmp_path).config.variant == model.config.variant
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_tied_head_of_another_shape_is_named(tmp_path, stock):
+    config = TINY if stock else TINY.override({"mlp": {"type": "relu2"}})
+
+    def shorten(weights: dict) -> None:
+        weights["lm_head.weight"] = torch.zeros(7, config.hidden_size)
+
+    edited(tmp_path, config, shorten)
+    with pytest.raises(ConfigError, match=r"lm_head\.weight"):
+        load_pretrained(tmp_path)

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,34 @@ def test_a_plain_corpus_is_the_one_that_it_always_was(tmp_path, monkeypatch):
 
 def test_a_reading_names_itself():
     assert str(Reading("csv", "zstd")) == "csv, zstd"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'[\n  {"text": "a"},\n  {"text": "b"}\n]\n', "which holds JSON by its content; allowed: `format: json`"),
+        (b'{\n  "text": "a"\n}\n', "which holds JSON by its content"),
+        ("hello world".encode("utf-16-le"), "zero bytes, as UTF-16 does"),
+        ("hello".encode("utf-32-be"), "zero bytes, as UTF-16 does"),
+    ],
+)
+def test_text_by_name_alone_is_looked_at(tmp_path, content, says):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        files_source(f"{tmp_path}/a.txt").readings("train")
+
+
+@pytest.mark.parametrize("text", ["[1] Knuth, 1997", "{braces} in a template", "[]", "[see below]\n[and here]", "{"])
+def test_text_that_begins_like_json_is_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    ((_, how),) = files_source(f"{tmp_path}/a.txt").readings("train")
+    assert how.format == "text"
+
+
+def test_training_that_validation_has_whole_is_refused_before_anything_is_read(tmp_path):
+    for name, text in (("a.txt", "one"), ("b.txt", "two"), ("copy-of-a.txt", "one")):
+        (tmp_path / name).write_text(text)
+    whole = {"type": "files", "train": [f"{tmp_path}/a.txt"], "validation": [f"{tmp_path}/copy-of-a.txt"]}
+    with pytest.raises(ConfigError, match="files that validation has too, all of them"):
+        FilesSource.model_validate(whole).identity()
+    assert FilesSource.model_validate(whole | {"train": [f"{tmp_path}/*.txt"]}).identity()

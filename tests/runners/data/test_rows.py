@@ -151,7 +151,7 @@ def test_dates_and_numbers_in_text_stay_text(tmp_path):
         ("a.csv", b"n,text\n1,one\n2,two, three\n", "a.csv, line 3: .*3 fields under 2 names; .*needs quotes"),
         ("a.csv", b'n,text\n1,"one\n\ntwo"\n2\n', "a.csv, line 5: .*1 fields under 2 names"),
         ("a.csv", b'n,text\n1,"one"two\n', "a.csv, line 2: .*no record: ',' expected after '\"'"),
-        ("a.csv", b'n,text\n1,ok\n2,"never closed\n', "a.csv, line 3: .*no record: unexpected end of data"),
+        ("a.csv", b'n,text\n1,ok\n2,"never closed\n', "a.csv, .*a quote that is opened at or after line 3 is never"),
         ("a.tsv", b"n\ttext\n1\tcaf\xe9\n", "a.tsv, line 2: .*the byte 0xe9, which is not UTF-8, at character 4"),
         ("a.csv", b"n;text\n1;one\n", r"a.csv: .*'text', which is no column; allowed: one of 'n;text'"),
         ("a.csv", b"text,text\none,two\n", r"a.csv: .*'text', a column that is there 2 times"),
@@ -162,7 +162,7 @@ def test_dates_and_numbers_in_text_stay_text(tmp_path):
             "a.json, line 2: .*no JSON: Expecting ',' delimiter at column 14",
         ),
         ("a.txt", b"caf\xe9", "a.txt: .*the byte 0xe9, which is not UTF-8, at character 4; allowed: UTF-8; `on_bad"),
-        ("a.txt", "text".encode("utf-16"), "a.txt: .*the byte 0xff, which is not UTF-8, at character 1"),
+        ("a.txt", "text".encode("utf-16"), "a.txt, which holds zero bytes, as UTF-16 does"),
         ("a.jsonl.gz", gzip.compress(MANY.encode() * 999)[:-20], "a.jsonl.gz, which cannot be read to its end: EOFE"),
     ],
 )
@@ -228,7 +228,12 @@ def test_empty_shards_among_full_ones_are_no_fault(here):
     ("train", "fields", "says"),
     [
         ({"a.jsonl": ""}, {}, "received no document: it has no rows; allowed: text that validation does not have"),
-        ({"v.txt": "held out"}, {}, "received no document: 1 stand in validation too, which keeps what is in both"),
+        ({"v.txt": "held out"}, {}, "received files that validation has too, all of them"),
+        (
+            {"a.json": json.dumps(["held out, " * 9])},
+            {},
+            "received no document: 1 stand in validation too, which keeps what is in both",
+        ),
         ({"a.txt": "", "b.jsonl": '{"text": ""}'}, {}, "received no document: 2 are empty"),
         (
             {"a.jsonl": '{"txt": "one"}\n{"txt": "two"}\n'},
@@ -275,3 +280,17 @@ def test_rows_of_a_dataset_are_held_to_the_same(here):
     config["source"] = source | {"text_field": "txt"}
     with pytest.raises(ConfigError, match=r"set, row 1 of validation: .*received no 'txt'; its fields are text"):
         prepare(DataConfig.model_validate(config), Path("cache"))
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_quote_that_is_never_closed_is_an_error_even_where_rows_are_skipped(here, on_bad_row):
+    """Everything behind it would count as one row."""
+    broken = 'text,n\nfine,0\n"open,1\n' + "lost,2\n" * 50
+    with pytest.raises(ConfigError, match="a quote that is opened at or after line 3 is never closed"):
+        built(here, {"a.csv": broken}, on_bad_row=on_bad_row)
+
+
+def test_a_column_of_string_views_is_text(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(["a", None, "b"], pa.string_view())}), tmp_path / "v.parquet")
+    found = list(read_rows(tmp_path / "v.parquet", Reading("parquet", ""), "text"))
+    assert [row if isinstance(row, str) else None for row in found] == ["a", None, "b"]

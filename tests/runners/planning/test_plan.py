@@ -343,6 +343,11 @@ def test_no_wrong_field_of_the_head_hides_a_variant_s(project, head):
             "{a: {model: {mlp: {expansion: 2}}}, b: {model: {mlp: {intermediate_size: 48}, norm: {eps: 1e-5}}}}",
             "variants.b: received the recipe of 'a' again",
         ),
+        # A block in all layers that differ, and in none.
+        (
+            "{a: {model: {mlp: {type: gelu}}}, b: {model: {layers: {0-1: {mlp: {type: gelu}}}}}}",
+            "variants.b: received the recipe of 'a' again",
+        ),
         ("{no_position: {model: {rotary: {type: nope}}}}", "received the recipe of 'nope' again"),
     ],
 )
@@ -587,6 +592,24 @@ def test_every_full_size_base_has_the_model(file):
     base, recipe = load_base(file)
     assert base.name == file.stem
     assert recipe.model == ModelConfig.preset("smollm2-135m")
+
+
+def test_all_layers_norms_are_not_the_last_norm_too(project):
+    """Two variants that are told apart by what is printed of them, as they are by what they compute."""
+    file = project / "experiments/bad.yaml"
+    norms = "{a: {model: {norm: {eps: 1e-6}}}, b: {model: {layers: {0-1: {norm: {eps: 1e-6}}}}}}"
+    file.write_text(HEAD + f"variants: {norms}\n")
+    diffs = {arm.name: list(arm.diff) for arm in load_plan(file).arms if arm.role == "variant"}
+    assert diffs == {"a": ["model.norm.eps"], "b": ["model.layers.0-1.norm.eps"]}
+
+
+def test_an_unknown_base_hides_nothing_that_the_head_alone_shows(project):
+    found = problems(project, "name: bad\nversion: one\nquestion: what?\nbase: mircro\nseeds: {control: two}\n" + THETA)
+    assert [problem.partition("bad.yaml:")[2].partition(" received")[0] for problem in found] == [
+        "2: version:",
+        "4: base:",
+        "5: seeds.control:",
+    ]
 
 
 def test_a_copied_base_must_have_a_name_of_its_own(project):

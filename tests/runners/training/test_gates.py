@@ -67,7 +67,7 @@ def test_unshifted_labels_are_named(batch):
     model = build_model(TINY)
     forward = type(model).forward
 
-    def unshifted(self, input_ids, labels=None):
+    def unshifted(self, input_ids, labels=None, **_):
         out = forward(self, input_ids)
         if labels is not None:
             out.loss = F.cross_entropy(out.logits.flatten(0, 1), labels.flatten())

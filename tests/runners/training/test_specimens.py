@@ -60,7 +60,7 @@ def test_the_honest_control_is_valid(project, recipe):
 def with_loss(patch: Patch, loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     forward = LlamaForCausalLM.forward
 
-    def planted(self, input_ids, labels=None, num_items_in_batch=None):
+    def planted(self, input_ids, labels=None, **_):
         out = forward(self, input_ids)
         if labels is not None:
             out.loss = loss_of(out.logits.flatten(0, 1), labels.flatten())
