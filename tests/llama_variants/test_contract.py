@@ -5,7 +5,7 @@ test_contract_generate.py and test_contract_tools.py. Each test runs on transfor
 that the original does not do. Out of scope, and why:
 
 - tensor, pipeline and expert parallelism, FSDP2 sharding plans, DeepSpeed: several devices; a run has DDP of its own.
-- flash_attention_*, flex_attention, attention functions that a user registers, `cu_seq_lens`: refused by name;
+- flash_attention_*, flex_attention, attention functions that a user registers: refused by name;
   PyTorch's kernels and `eager` are there (``test_other_kinds_of_attention_are_refused_by_name``).
 - `is_causal=False`: these models are causal, which every run checks.
 - quantized loading (bitsandbytes, GPTQ and others) and offloaded caches: other packages and a GPU.
