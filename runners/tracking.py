@@ -35,14 +35,8 @@ _MLFLOW_STATES = {"FINISHED": "FINISHED", "KILLED": "KILLED", "FAILED": "FAILED"
 _BATCH = 1000  # metrics MLflow takes in one call
 _FOLDER = "mlartifacts"  # beside a local database
 _NAMED_BY = (schema.TAG_ARM, schema.TAG_RUN_KEY)  # and by when it began: no two attempts of a run begin at once
-_REPAIRED = (
-    *schema.RUN_TAGS,
-    *_NAMED_BY,
-    schema.TAG_ATTEMPT,
-    schema.TAG_INVALID,
-    schema.TAG_REASON,
-    schema.TAG_DETERMINISTIC,
-)
+_OTHERS = (schema.TAG_ATTEMPT, schema.TAG_INVALID, schema.TAG_REASON, schema.TAG_DETERMINISTIC)
+_REPAIRED = (*schema.RUN_TAGS, *_NAMED_BY, *_OTHERS)
 SERVER_S, DATABASE_S = 5.0, 30.0  # for a first answer; a new database on a server gets its tables then
 T = TypeVar("T")
 
