@@ -6,16 +6,10 @@ is mirrored into each of them.
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any
 
 from analysis.store import address, schema
 from analysis.store.stratum import Stratum
@@ -26,19 +20,16 @@ from runners.planning.plan import Plan
 from runners.runs import looks
 from runners.runs.folder import RunFolder, Status
 from runners.runs.proofs import proven
+from runners.stores import alone, artifacts, checked, connect, move_artifacts
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 _MLFLOW_STATES = {"FINISHED": "FINISHED", "KILLED": "KILLED", "FAILED": "FAILED", "INVALID": "FAILED"}
 _BATCH = 1000  # metrics MLflow takes in one call
-_FOLDER = "mlartifacts"  # beside a local database
 _NAMED_BY = (schema.TAG_ARM, schema.TAG_RUN_KEY)  # and by when it began: no two attempts of a run begin at once
 _OTHERS = (schema.TAG_ATTEMPT, schema.TAG_INVALID, schema.TAG_REASON, schema.TAG_DETERMINISTIC)
 _REPAIRED = (*schema.RUN_TAGS, *_NAMED_BY, *_OTHERS)
-SERVER_S, DATABASE_S = 5.0, 30.0  # for a first answer; a new database on a server gets its tables then
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -79,7 +70,7 @@ class Mirror:
         self.root = root
         self.uri = checked(uri or address.tracking_uri())
         self.client = connect(self.uri)
-        with _alone(self.uri):  # another process may be creating it
+        with alone(self.uri):  # another process may be creating it
             self.experiment_id = self.declare()
         self._stored = self._read()
         self._mine: dict[tuple[str, str, str], _Copy] = {}  # by arm, run key and attempt
@@ -94,14 +85,14 @@ class Mirror:
         design = looks.seen(self.plan, self.root)
         found = self.client.get_experiment_by_name(design.experiment)
         if found is None:
-            experiment_id = self.client.create_experiment(design.experiment, artifact_location=_artifacts(self.uri))
+            experiment_id = self.client.create_experiment(design.experiment, artifact_location=artifacts(self.uri))
             tags: Mapping[str, str] = {}
         else:
             experiment_id, tags = found.experiment_id, found.tags
             _refuse_another(design, tags)
             if found.lifecycle_stage == "deleted":  # in the UI, say; its runs come back with it
                 self.client.restore_experiment(experiment_id)
-            _move_artifacts(self.uri, experiment_id, found.artifact_location)
+            move_artifacts(self.uri, experiment_id, found.artifact_location)
         # The kind has the UI open on runs and charts rather than on the traces of agents.
         wanted = design.to_tags() | {"mlflow.experimentKind": "custom_model_development"}
         for key, value in wanted.items():
@@ -191,7 +182,7 @@ class Mirror:
         return found
 
     def _find_or_create(self, run: PlannedRun, status: Status) -> _Copy:
-        with _alone(self.uri):  # another process may be mirroring the same run
+        with alone(self.uri):  # another process may be mirroring the same run
             self._stored = self._read()
             if found := self._find(run, status):
                 return found
@@ -249,7 +240,7 @@ class Mirror:
         They are the artifacts of one run of the experiment, which has the same description and is no run of an arm.
         """
         note = {"mlflow.note.content": markdown[:5000]}
-        with _alone(self.uri):
+        with alone(self.uri):
             query = f"tags.`{schema.TAG_REPORT}` = 'verdicts'"
             found = self.client.search_runs([self.experiment_id], query, max_results=1)
             tags = {"mlflow.runName": "report", schema.TAG_REPORT: "verdicts"}
@@ -260,67 +251,6 @@ class Mirror:
         for file in files:
             self.client.log_artifact(run.info.run_id, str(file))
         self.client.set_terminated(run.info.run_id)
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client of the store at ``uri``; the first contact with a new database is one process's alone.
-
-    Raises ConnectionError where it does not answer, or not in time.
-    """
-    address.set_defaults()
-    from mlflow import MlflowClient
-
-    def contact() -> MlflowClient:
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-        return client
-
-    try:
-        if address.database(uri):
-            with _alone(uri):  # several at once would each try to create the schema, some as soon as there is a client
-                return contact()
-        return within(SERVER_S if uri.lower().startswith("http") else DATABASE_S, contact)
-    except Exception as error:  # of MLflow, of the database's driver, or none is installed
-        raise ConnectionError(str(error)) from error
-
-
-def within(seconds: float, function: Callable[[], T]) -> T:
-    """What ``function`` returns. After so many seconds TimeoutError; then it is left to a thread that ends with us."""
-    outcome: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        if outcome.done():
-            raise
-        raise TimeoutError(f"no answer in {seconds:g} s") from None
-
-
-def checked(uri: str) -> str:
-    """The address. Raises ConfigError for one that can be none, without asking it."""
-    if allowed := address.wrong(uri):
-        raise ConfigError([problem(uri, allowed)])
-    return uri
-
-
-def problem(received: str, allowed: str) -> Problem:
-    """What is wrong with the address, without its password."""
-    return Problem(path=(address.VARIABLE,), received=address.shown(received), allowed=allowed)
-
-
-def of_the_store(error: Exception) -> bool:
-    """Whether the store is at fault, or the way to it."""
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-
-    return isinstance(error, (MlflowException, RequestException, ConnectionError, TimeoutError))
 
 
 def _refuse_another(design: schema.Design, tags: Mapping[str, str]) -> None:
@@ -354,35 +284,6 @@ def _why(status: Status) -> dict[str, str]:
     if status.state not in _MLFLOW_STATES or not status.reason:
         return {}
     return {schema.TAG_INVALID if status.state == "INVALID" else schema.TAG_REASON: status.reason}
-
-
-def _move_artifacts(uri: str, experiment_id: str, stored: str) -> None:
-    """MLflow keeps absolute places: after a project was moved or copied, its files go where the project is now."""
-    here, database = _artifacts(uri), address.database(uri)
-    if here is None or database is None or stored == here or not stored.endswith(f"/{_FOLDER}"):
-        return
-    with closing(sqlite3.connect(database, timeout=60)) as opened, opened:
-        opened.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (here, experiment_id))
-        opened.execute(
-            "UPDATE runs SET artifact_uri = :here || substr(artifact_uri, length(:there) + 1) "
-            "WHERE experiment_id = :id AND substr(artifact_uri, 1, length(:there) + 1) = :there || '/'",
-            {"here": here, "there": stored, "id": experiment_id},
-        )
-
-
-def _artifacts(uri: str) -> str | None:
-    """Where a local store's files go: beside the database. A server has its own place, and so has whoever names one.
-
-    Not MLflow's ./mlruns, which would have it take that folder for the store where none is named.
-    """
-    database = address.database(uri)
-    return (database.absolute().parent / _FOLDER).as_uri() if database else None
-
-
-def _alone(uri: str) -> AbstractContextManager[Any]:
-    """Keeps other processes of this program out of a local database; a server minds itself."""
-    database = address.database(uri)
-    return FileLock(f"{database}.lock") if database else nullcontext()
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[Any]:

@@ -13,7 +13,8 @@ from analysis.store import address
 from llama_variants.errors import ConfigError
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
-from runners.tracking import Mirror, checked, of_the_store, problem, within
+from runners.stores import checked, of_the_store, problem, within
+from runners.tracking import Mirror
 
 EVERY_S = 5.0  # between two looks at the run folders
 SELDOM_S = 60.0  # between two tries of a store that does not answer, at most

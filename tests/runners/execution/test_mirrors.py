@@ -28,7 +28,7 @@ from runners.execution import mirrors as mirrors_module
 from runners.execution.mirrors import LEAVE_S, Mirroring, Mirrors
 from runners.planning.plan import load_plan
 from runners.runs.folder import RunFolder
-from runners.tracking import SERVER_S
+from runners.stores import SERVER_S
 from tests.conftest import ROOT
 from tests.runners.children import wait_for
 from tests.runners.conftest import clean_environment, write_project
