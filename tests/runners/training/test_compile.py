@@ -222,6 +222,38 @@ def test_compiling_and_back_leaves_the_model_as_it_was(config):
     assert _step(model, ids(TINY, time=16), config)[0] == expected
 
 
+def test_the_search_for_a_micro_batch_tries_all_that_a_step_holds(config, monkeypatch):
+    """A second micro-batch beside the first one's gradients, and the clipping: it found what a step could not hold."""
+    tried, gradients = [], autotune.gradients
+
+    def watched(model: LlamaForCausalLM, part: Tensor, *others: object) -> Tensor:
+        tried.append((len(part), others[-1]))
+        if others[-1] > 3:
+            raise torch.OutOfMemoryError
+        return gradients(model, part, *others)
+
+    monkeypatch.setattr(autotune, "gradients", watched)
+    clipped = []
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, most: clipped.append(len(parameters)))
+    model, said = build_model(TINY), []
+    optimizer = optimizer_of(model, config)
+    batch = torch.zeros(12, 16, dtype=torch.long)
+    assert find_micro_batch(model, optimizer, batch, config, 1, said.append) == 3
+    assert tried == [(12, 12), (12, 6), (6, 3)]
+    assert clipped == [len(list(model.parameters()))]
+    assert [p.grad for p in model.parameters()] == [None] * clipped[0]
+
+
+def test_compiled_micro_batches_are_even(config, monkeypatch):
+    """A part of another size would be compiled in the middle of a step."""
+    monkeypatch.setattr(autotune, "_check_compiled", lambda *arguments: None)
+    model, batch = build_model(TINY), torch.zeros(12, 16, dtype=torch.long)
+    optimizer = optimizer_of(model, config)
+    for asked, taken in ((5, 4), (6, 6), (99, 12), (1, 1)):
+        got = settle(model, optimizer, batch, config, World(), print, compiled=True, micro_batch=asked)
+        assert got == (taken, True)
+
+
 def test_no_more_tokens_at_a_time_than_help(config):
     """On a processor what takes too much memory is killed, and cannot be tried again with less."""
     model, long = build_model(TINY), AT_ONCE["cpu"] // 4
