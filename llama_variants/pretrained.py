@@ -83,8 +83,9 @@ class PreTrainedLlama(PreTrainedModel):
                 for p, value in zip(kept, values, strict=True):
                     p.copy_(value)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            for filled in [threads.submit(scheme.fill, *matrix, self.config.seed) for matrix in matrices.values()]:
-                filled.result()
+            drawn = [threads.submit(scheme.fill, module, name, self.config.seed) for module, name in matrices.values()]
+        for one in drawn:
+            one.result()  # raises what it raised
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie the head to the embedding where the configuration says so, and no file has two weights that differ.

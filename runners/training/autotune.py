@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -121,9 +121,9 @@ def _check_compiled(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig)
             raise _DiffersError(f"loss {float(loss):.6f} in {what}, {expected:.6f} as it is written")
 
 
-def _square(tensors: list[Tensor]) -> Tensor:
+def _square(tensors: Sequence[Tensor]) -> Tensor:
     """The square of their norm, all taken as one vector."""
-    return torch.stack(torch._foreach_norm(tensors)).square().sum()
+    return torch.stack(torch._foreach_norm(list(tensors))).square().sum()
 
 
 def _compare(what: str, apart: Tensor, size: Tensor, config: TrainConfig) -> None:

@@ -98,5 +98,6 @@ def attention_kernels(device: torch.device, deterministic: bool) -> Iterator[Non
     if _preference not in ("", preference):
         torch._dynamo.reset()
     _preference = preference
-    with sdpa_kernel(kernels, set_priority=True), torch.compiler.config.patch(cache_key_tag=preference):
+    tagged = torch.compiler.config.patch(cache_key_tag=preference)  # type: ignore[attr-defined]
+    with sdpa_kernel(kernels, set_priority=True), tagged:
         yield
