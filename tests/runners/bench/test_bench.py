@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import math
 import time
@@ -20,6 +19,7 @@ from llama_variants import build_model
 from runners.bench import contenders, measure
 from runners.bench.blocks import AGAIN, variants
 from runners.bench.contenders import CONTENDERS, REFERENCE
+from runners.bench.measure import peak_flops
 from runners.bench.peers import kernel_class, kernel_shares
 from runners.bench.suite import WHAT
 from runners.cli import main
@@ -28,6 +28,7 @@ from runners.planning.bases import load_base
 from runners.planning.components import SCHEDULE
 from runners.planning.lookup import find_file
 from runners.training import loop as loop
+from runners.training.determinism import make_deterministic
 from tests.llama_variants.models import TINY
 from tests.runners.children import SEED
 from tests.runners.helpers import carried_out, changed
@@ -114,6 +115,52 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     assert [float(step(batch)) for batch in batches] == losses
 
 
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA H20", None),
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_a_card_s_peak_is_that_of_its_whole_name(monkeypatch, name, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda:0")) == (tflops and tflops * 1e12)
+    assert peak_flops(CPU) is None
+
+
+def test_deterministic_steps_are_a_contender(project, monkeypatch):
+    """With the kernels of `deterministic: true`, in a process of its own; on a CPU it gives the same losses."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(contenders, "compile_model", lambda model: None)
+    recipe = load_base(find_file("base", "micro"))[1]
+    make = {c.name: c.make for c in CONTENDERS}
+    assert [c.compiles for c in CONTENDERS if c.name == "ours-deterministic"] == [True]
+    batch = torch.randint(300, (4, 32), generator=torch.Generator().manual_seed(0))
+    found = []
+    try:
+        for name in ("ours-compiled", "ours-deterministic"):
+            _, step = make[name](recipe, CPU, 2)
+            assert torch.are_deterministic_algorithms_enabled() == (name == "ours-deterministic")
+            found.append([float(step(batch)) for _ in range(3)])
+    finally:
+        make_deterministic(False)
+    assert found[0] == found[1]
+
+
 def test_the_reference_trains_the_same_model(project, monkeypatch):
     """From the same values: the same loss, and without weight decay (which it applies to gains too) the same update."""
     monkeypatch.chdir(project)
@@ -197,7 +244,7 @@ def test_every_bench_prints_a_table_and_keeps_a_record(cli, project, what):
     (file,) = (project / "reports/bench").glob("*.json")
     assert json.loads(file.read_text()) == record
     assert record["what"] == what
-    assert record["environment"]["torch"] == importlib.metadata.version("torch")
+    assert record["environment"]["torch"] == torch.__version__
     names = [row.get("name") for row in record.get("rows", [])]
     if what == "peers":
         assert names == ["ours", REFERENCE]
@@ -224,3 +271,18 @@ def test_a_contender_that_dies_says_what_of(cli, project, monkeypatch):
     assert "transformers" in done.stderr
     assert "no stock Llama" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "terabytes"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35),
+        ("NVIDIA H100 PCIe", 2.0),
+        ("NVIDIA H200", 4.8),
+        ("NVIDIA A100-SXM4-80GB", 2.039),
+        ("NVIDIA A100 80GB PCIe", 1.935),
+    ],
+)
+def test_a_cards_bandwidth_is_that_of_the_longest_name_that_fits(name, terabytes):
+    assert measure.bandwidth(name) == pytest.approx(terabytes * 1e12)
+    assert measure.bandwidth("cpu") is None
