@@ -146,7 +146,9 @@ def _point(
         read = rate(own["prefill"], batch * prompt) | ratio(own["prefill"], seconds["prefill"][CONTROL])
         row |= {f"prefill_{key}": value for key, value in read.items()}
         row["kv_bytes"] = one.kv_bytes
-        row["kv_bytes_by_formula"] = row["batch"] * row["context"] * config.kv_cache_values_per_token * one.dtype.itemsize
+        row["kv_bytes_by_formula"] = (
+            row["batch"] * row["context"] * config.kv_cache_values_per_token * one.dtype.itemsize
+        )
         row["bytes_read"] = one.bytes_read
         if limit and one.bytes_read >= TRIAD_BYTES:
             row["of_bandwidth"] = one.bytes_read * row["tokens_per_s"] / batch / limit
