@@ -101,7 +101,8 @@ def decode(
 ) -> dict[str, Any]:
     """Prefill and decode of the control and of ``models``, in turn, at each (batch, context) of ``points``."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.train.precision]
-    torch._dynamo.config.recompile_limit = KINDS
+    if compiled:
+        torch._dynamo.config.recompile_limit = KINDS
     models = {CONTROL: recipe.model, **models}
     limit = bandwidth(device_name(device)) or (triad(device) if device.type == "cpu" else None)
     record: dict[str, Any] = {"bandwidth_bytes_per_s": limit}
@@ -118,7 +119,8 @@ def decode(
             say(f"batch {batch}, context {context}: out of memory, left out")
             continue
         finally:
-            torch.compiler.reset()  # or the models of all points stay in its caches
+            if compiled:
+                torch.compiler.reset()  # or the models of all points stay in its caches
             gc.collect()
             memory.release()
         told = ", ".join(f"{row['name']} {row['ratio']:.3f}" for row in rows[-len(models) + 1 :])
