@@ -46,7 +46,7 @@ class Generation:
     ) -> None:
         self.new, self.dtype = max(1, min(NEW, context // 2)), dtype
         self.model: Any = build_model(config, seed=0, device=device, dtype=dtype).eval()
-        self.cache = StaticCache(config=self.model.config, max_cache_len=context)
+        self.cache: Any = StaticCache(config=self.model.config, max_cache_len=context)
         generator = torch.Generator().manual_seed(0)
         self.prompt = torch.randint(config.vocab_size, (batch, context - self.new), generator=generator).to(device)
         call = self.model.__call__
@@ -99,33 +99,41 @@ def decode(
     compiled: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Prefill and decode of the control and of ``models``, in turn, at each (batch, context) of ``points``."""
+    """Prefill and decode of the control and of ``models``, in turn, at each (batch, context) of ``points``.
+
+    The share of the memory's bandwidth stands where a step reads enough for that to mean something; on a processor the
+    limit is a triad's, measured then.
+    """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.train.precision]
     if compiled:
         torch._dynamo.config.recompile_limit = KINDS
     models = {CONTROL: recipe.model, **models}
-    limit = bandwidth(device_name(device)) or (triad(device) if device.type == "cpu" else None)
-    record: dict[str, Any] = {"bandwidth_bytes_per_s": limit}
-    if limit:
-        say(f"memory: {limit / 1e9:,.1f} GB/s{', by a triad' if device.type == 'cpu' else ', by the data sheet'}")
+    limit = bandwidth(device_name(device))
     rows: list[dict[str, Any]] = []
     for batch, context in points:
         make = partial(Generation, batch=batch, context=context, device=device, dtype=dtype, compiled=compiled)
+        made: dict[str, Generation] = {}
         try:
-            rows += _point({name: make(model) for name, model in models.items()}, device, rounds, least_s, limit)
+            made |= {name: make(model) for name, model in models.items()}
+            if limit is None and device.type == "cpu" and any(one.bytes_read >= TRIAD_BYTES for one in made.values()):
+                limit = triad(device)
+            rows += _point(made, device, rounds, least_s, limit)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             say(f"batch {batch}, context {context}: out of memory, left out")
             continue
         finally:
+            made.clear()
             if compiled:
                 torch.compiler.reset()  # or the models of all points stay in its caches
             gc.collect()
             memory.release()
         told = ", ".join(f"{row['name']} {row['ratio']:.3f}" for row in rows[-len(models) + 1 :])
         say(f"batch {batch}, context {context}: decode over the control's: {told}")
-    return record | {"rows": rows}
+    if limit:
+        say(f"memory: {limit / 1e9:,.1f} GB/s, {'by a triad' if device.type == 'cpu' else 'by the data sheet'}")
+    return {"bandwidth_bytes_per_s": limit, "rows": rows}
 
 
 def _point(
