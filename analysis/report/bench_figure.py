@@ -100,7 +100,8 @@ def _decode(record: Record) -> Figure:
     rows = record["rows"]
     batches, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("batch", "name"))
     contexts = sorted({row["context"] for row in rows})
-    drawing = Drawing(1 + 4.5 * len(batches), 4.5)
+    width = 1 + 4.5 * len(batches)
+    drawing = Drawing(width, 4.5)
     panels = drawing.subplots(1, len(batches), squeeze=False)[0]
     for axes, batch in zip(panels, batches, strict=True):
         for place, name in enumerate(names):
@@ -121,7 +122,8 @@ def _decode(record: Record) -> Figure:
         axes.set_title(f"batch {batch}", fontsize=10)
         axes.grid(linewidth=0.4)
     panels[0].set_ylabel("decode (tokens/s of the batch)")
-    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=9)
+    columns = min(len(names), int(width / 2))  # of the legend: a name takes two inches
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
     bars = f"bars: 95 % interval over {record['rounds']} rounds"
     drawing.suptitle(f"{record['base']} on {record['device']}, {record['precision']}; {bars}", fontsize=10)
     return drawing

@@ -228,12 +228,12 @@ def _table(record: Mapping[str, Any]) -> Table:
             "variant",
             "batch",
             "context",
-            "prefill tokens/s",
-            "decode tokens/s [95 % interval]",
+            "prefill",
+            "decode tokens/s [95 %]",
             "x control",
-            "cache, measured",
-            "by formula",
-            "of bandwidth",
+            "cache",
+            "formula",
+            "of limit",
         ),
     }[what]
     for i, name in enumerate(columns):
@@ -264,8 +264,8 @@ def _table(record: Mapping[str, Any]) -> Table:
                 f"{row['prefill_tokens_per_s']:,.0f}",
                 speed,
                 times,
-                f"{row['kv_bytes']:,} B",
-                f"{row['kv_bytes_by_formula']:,} B",
+                f"{row['kv_bytes'] / 1024:,.0f} KiB",
+                f"{row['kv_bytes_by_formula'] / 1024:,.0f} KiB",
                 f"{100 * row['of_bandwidth']:.0f} %" if "of_bandwidth" in row else "–",
             )
         else:
