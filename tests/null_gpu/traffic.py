@@ -1,11 +1,11 @@
 """Bytes that the kernels between a compiled layer's products move, from the Triton code that Inductor wrote for it.
 
-``python -m tests.null_gpu.traffic [STREAM [MODEL]]``, with torch's CUDA build and the null card, prints each kernel of a
-layer of SmolLM2-135M, forward and backward, their sum beside the least (`runners/bench/roofline.py`), and how long all
-layers would take at a card's bandwidth. STREAM: type of the residual stream; MODEL: a change to the model, as JSON.
+``python -m tests.null_gpu.traffic [STREAM [MODEL]]``, with torch's CUDA build and the null card, prints each kernel of
+a layer of SmolLM2-135M, forward and backward, their sum beside the least (`runners/bench/roofline.py`), and how long
+all layers would take at a card's bandwidth. STREAM: type of the residual stream; MODEL: a change to the model, as JSON.
 
-A kernel's bytes are Inductor's own count. What a kernel reads at two offsets, as the rotation does its queries and keys,
-counts twice there; a card takes the second from its cache.
+A kernel's bytes are Inductor's own count. What a kernel reads at two offsets, as the rotation does its queries and
+keys, counts twice there; a card takes the second from its cache.
 """
 
 from __future__ import annotations
