@@ -141,7 +141,10 @@ def _recipe(request: BenchRequest) -> tuple[Recipe, str]:
     seq_len = request.seq_len or train.seq_len
     tokens = request.tokens or (train.tokens_per_step if train.tokens_per_step % seq_len == 0 else seq_len)
     precision = "float32" if request.device.type == "cpu" else train.precision  # bfloat16 is many times slower there
-    train = train.model_copy(update={"seq_len": seq_len, "tokens_per_step": tokens, "precision": precision})
+    stream = "float32" if precision == "float32" else train.residual_stream
+    train = train.model_copy(
+        update={"seq_len": seq_len, "tokens_per_step": tokens, "precision": precision, "residual_stream": stream}
+    )
     problems = list(train.problems())
     if seq_len > recipe.model.max_position_embeddings:
         problems.append(
@@ -188,7 +191,8 @@ def _priced(request: BenchRequest, recipe: Recipe) -> dict[str, ModelConfig]:
 def _versions() -> dict[str, str]:
     """Of the peers that are installed."""
     needed = [contender.needs for contender in CONTENDERS if contender.needs and not contender.missing]
-    return {name: importlib.metadata.version(name) for name in needed}
+    packages = importlib.metadata.packages_distributions()  # a module may be called otherwise
+    return {name: importlib.metadata.version(packages[name][0]) for name in needed}
 
 
 def _names(request: BenchRequest, device: torch.device) -> list[str]:
@@ -217,6 +221,7 @@ def _table(record: Mapping[str, Any]) -> Table:
             f"x {REFERENCE}",
             "MFU PaLM",
             "causal",
+            "of roofline",
             "of ceiling",
             "memory",
             "windows",
@@ -242,7 +247,7 @@ def _table(record: Mapping[str, Any]) -> Table:
         speed = f"{row['tokens_per_s']:,.0f} [{row['low']:,.0f}, {row['high']:,.0f}]"
         times = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]" if "ratio" in row else ""
         if what == "peers":
-            known = [row.get(name) for name in ("mfu_palm", "mfu_causal")]
+            known = [row.get(name) for name in ("mfu_palm", "mfu_causal", "of_roofline")]
             shares = [f"{100 * share:.1f} %" if share else "–" for share in known]
             table.add_row(
                 row["name"],
