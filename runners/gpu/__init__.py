@@ -9,5 +9,5 @@
   the minutes are over, the step in hand gets SIGINT and saves; the exit code is 3 while something is left.
 - Results are in one folder without weights and checkpoints, with a sha256 of each file, whole after every step.
 - ``gpu-import`` enters that folder into a checkout, all or nothing: it is refused where a file is not what was written,
-  or where the code that bears on the losses is another one here. Verdicts are computed here, where MLflow and pandas are.
+  or where the code that bears on the losses is another one here. Verdicts are computed here, where MLflow is.
 """
