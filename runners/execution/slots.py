@@ -29,11 +29,7 @@ class Slots:
         resolved = resolve_device(device)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if resolved.type == "cuda":
-            cards = (
-                [str(resolved)]
-                if resolved.index is not None
-                else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-            )
+            cards = [device] if ":" in device else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
             jobs = jobs or len(cards)
             return cls(tuple(cards[i % len(cards)] for i in range(jobs)), max(1, cores // jobs))
         small = num_params < SMALL_PARAMS

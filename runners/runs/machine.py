@@ -10,15 +10,18 @@ import torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is cuda, mps or cpu, whichever is there first. Raises ValueError, which lists what is there."""
+    """``auto`` is cuda, mps or cpu, whichever is there first; ``cuda`` is the first card, by its number.
+
+    Raises ValueError, which lists what is there.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
     there = [kind for kind, is_there in available.items() if is_there]
+    if name == "auto":
+        name = there[0]
     there += [f"cuda:{i}" for i in range(torch.cuda.device_count())] if available["cuda"] else []
     if name not in there:
         raise ValueError(f"auto, {', '.join(there)}")
-    return torch.device(name)
+    return torch.device("cuda:0" if name == "cuda" else name)  # set_device and NCCL take no card without a number
 
 
 def device_name(device: torch.device) -> str:

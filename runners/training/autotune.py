@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama_variants import LlamaForCausalLM
 from runners.planning.recipe import TrainConfig
@@ -61,9 +61,10 @@ def settle(
         compile_model(model)
         count, failure = 0, ""
         try:
-            count = min(len(batch), micro_batch) or find_micro_batch(model, optimizer, batch, config, world.size, say)
+            asked = memory.even_parts(len(batch), micro_batch) if micro_batch else 0
+            count = asked or find_micro_batch(model, optimizer, batch, config, world.size, say)
             count, _ = memory.largest_that_fits(
-                count, lambda n: _check_compiled(model, batch[:n], config), say, retry=world.size == 1
+                count, lambda n: _check_compiled(model, batch[:n], config), say, len(batch), retry=world.size == 1
             )
         except Exception as error:  # Dynamo's, Inductor's and Triton's have no class in common
             if memory.is_out_of_memory(error):
@@ -111,17 +112,21 @@ def find_micro_batch(
 ) -> int:
     """The most windows of ``batch`` (b, t) that go through a training step at once: all of them, half, a quarter …
 
-    Not more than ``AT_ONCE`` tokens; from there on nothing is gained. Tries it, forward and backward, with the room
+    Not more than ``AT_ONCE`` tokens; from there on nothing is gained. Tries a step up to its update, with the room
     held free that the optimizer's state will take, and the buckets in which several processes exchange gradients.
     Leaves no gradients.
     """
     buckets = 0 if world_size == 1 else sum(p.numel() for p in model.parameters())
     room = torch.empty(optimizer.state_numel() + buckets, device=batch.device)
-    # One micro-batch shows what fits; the others would only take time.
     most = max(1, AT_ONCE["cpu" if batch.device.type == "cpu" else "accelerator"] // batch.shape[1])
-    count, _ = memory.largest_that_fits(
-        min(len(batch), most), lambda count: gradients(model, batch[:count], config, World(), count), say
-    )
+    parameters = list(model.parameters())
+
+    def attempt(count: int) -> None:
+        # The second micro-batch needs more than the first, by the gradients that this left; a third needs no more.
+        gradients(model, batch[: 2 * count], config, World(), count)
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+
+    count, _ = memory.largest_that_fits(memory.even_parts(len(batch), most), attempt, say, len(batch))
     del room
     model.zero_grad(set_to_none=True)
     memory.release()

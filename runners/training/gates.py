@@ -160,10 +160,18 @@ class GradientWatch:
         self._waiting = dict(model.named_parameters())
 
     def after_backward(self, step: int) -> None:
-        """Call before the gradients are cleared, with the step's number from 0. Raises RunInvalid after the third."""
+        """Call before the gradients are cleared, with the step's number from 0. Raises RunInvalid after the third.
+
+        Waits for the device, once a call.
+        """
         if step >= GRADIENT_STEPS:
             return
-        self._waiting = {name: p for name, p in self._waiting.items() if p.grad is None or not p.grad.any()}
+        grads = {name: p.grad for name, p in self._waiting.items() if p.grad is not None}
+        if grads:  # the largest entry of each: a sum of squares would lose what is tiny
+            largest = torch.stack(torch._foreach_norm(list(grads.values()), float("inf"))).tolist()
+            for name, value in zip(grads, largest, strict=True):
+                if value != 0:
+                    del self._waiting[name]
         if step == GRADIENT_STEPS - 1 and self._waiting:
             names = ", ".join(list(self._waiting)[:5])
             raise RunInvalid(f"no gradient in {len(self._waiting)} parameters after {GRADIENT_STEPS} steps: {names}")

@@ -85,7 +85,7 @@ def train(
                 return gradients(parallel, batch, config, world, micro_batch)
 
             progress.micro_batch, loss = memory.largest_that_fits(
-                progress.micro_batch, attempt, say, retry=world.size == 1
+                progress.micro_batch, attempt, say, len(batch), retry=world.size == 1
             )
             watch.after_backward(step - first_step)
             grad_norm, not_finite = update(parameters, optimizer, loss, config.max_grad_norm, not_finite)

@@ -22,10 +22,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
+def even_parts(total: int, most: int) -> int:
+    """How many of ``total`` windows, at most ``most``, to take at a time, so that none are left over for a last part.
+
+    Each other number of windows is another shape to compile. Where no divisor of ``total`` comes near, that costs less
+    than small parts would: it is ``most`` then.
+    """
+    most = min(most, total)
+    return next((n for n in range(most, most // 2, -1) if total % n == 0), most)
+
+
 def largest_that_fits(
-    count: int, attempt: Callable[[int], T], say: Callable[[str], None], retry: bool = True
+    count: int, attempt: Callable[[int], T], say: Callable[[str], None], total: int, retry: bool = True
 ) -> tuple[int, T]:
-    """The first of ``count``, count/2, … 1 (rounded up) with which ``attempt`` has enough memory, and what it gave.
+    """The first of ``count``, about half of it … 1 with which ``attempt`` has enough memory, and what it gave.
+
+    Each smaller one splits ``total`` windows into even parts where it can (:func:`even_parts`).
 
     Raises what ``attempt(1)`` raises, and at once whatever is not about memory, or anything where not to ``retry``.
     """
@@ -36,8 +48,9 @@ def largest_that_fits(
             if count == 1 or not retry or not is_out_of_memory(error):
                 raise
         release()  # after the handler: the error's traceback held on to the tensors
-        say(f"out of memory with {count} windows at a time; going on with {-(-count // 2)}")
-        count = -(-count // 2)
+        smaller = even_parts(total, -(-count // 2))
+        say(f"out of memory with {count} windows at a time; going on with {smaller}")
+        count = smaller
 
 
 def release() -> None:

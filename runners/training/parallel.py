@@ -84,7 +84,10 @@ def world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     if size == 1:
         yield World(), device
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":  # which names the card: NCCL would guess it from the rank, and connect late
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=PATIENCE)), device
     finally:

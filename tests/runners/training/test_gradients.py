@@ -55,8 +55,17 @@ def test_an_uneven_last_micro_batch_counts_by_its_tokens():
     assert sum(means) / 2 != pytest.approx(expected.item(), rel=1e-4)
 
 
-@given(count=st.integers(1, 300), fits=st.integers(1, 300))
-def test_halves_until_it_fits(count, fits):
+@given(total=st.integers(1, 300), most=st.integers(1, 400))
+def test_parts_are_even_where_that_makes_no_small_ones(total, most):
+    part = memory.even_parts(total, most)
+    assert most / 2 < part <= most or part == total
+    divisors = [n for n in range(1, total + 1) if total % n == 0 and most / 2 < n <= most]
+    assert part == (max(divisors) if divisors else min(total, most))
+
+
+@given(total=st.integers(1, 300), first=st.integers(1, 300), fits=st.integers(1, 300))
+def test_halves_until_it_fits(total, first, fits):
+    count = memory.even_parts(total, first)
     tried, said = [], []
 
     def attempt(size: int) -> str:
@@ -65,10 +74,10 @@ def test_halves_until_it_fits(count, fits):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    assert memory.largest_that_fits(count, attempt, said.append) == (tried[-1], "done")
+    assert memory.largest_that_fits(count, attempt, said.append, total) == (tried[-1], "done")
     assert tried[0] == count
     assert tried[-1] <= fits
-    assert all(b == (a + 1) // 2 for a, b in itertools.pairwise(tried))
+    assert all(b == memory.even_parts(total, (a + 1) // 2) < a for a, b in itertools.pairwise(tried))
     assert len(said) == len(tried) - 1
 
 
@@ -77,11 +86,11 @@ def test_gives_up_at_one_and_on_other_errors():
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        memory.largest_that_fits(4, too_much, lambda text: None)
+        memory.largest_that_fits(4, too_much, lambda text: None, 4)
     with pytest.raises(torch.OutOfMemoryError):
-        memory.largest_that_fits(4, too_much, pytest.fail, retry=False)
+        memory.largest_that_fits(4, too_much, pytest.fail, 4, retry=False)
     with pytest.raises(RuntimeError, match="shapes"):
-        memory.largest_that_fits(4, lambda size: (_ for _ in ()).throw(RuntimeError("shapes")), pytest.fail)
+        memory.largest_that_fits(4, lambda size: (_ for _ in ()).throw(RuntimeError("shapes")), pytest.fail, 4)
 
 
 def losses(run) -> list[float]:
