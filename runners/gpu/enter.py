@@ -49,7 +49,7 @@ def check(folder: Path, root: Path) -> Found:
         raise ConfigError([Problem(path=(), received=str(error), allowed="a folder that `make gpu` wrote")]) from None
     if faults:
         raise _refusal(folder, faults, "the folder as `make gpu` left it")
-    runs = sorted((folder / "runs").glob("*/"))
+    runs = [run for run in sorted((folder / "runs").glob("*/")) if _is_over(run)]
     if others := [fault for run in runs for fault in _other_code(run)]:
         raise _refusal(folder, others, f"the code that they were made with: git checkout {_commit(head)}")
     if taken := [run.name for run in runs if (root / run.name).exists() and not _equal(run, root / run.name)]:
@@ -90,6 +90,11 @@ def enter(found: Found, root: Path, reports: Path, say: Callable[[str], None]) -
         say(f"the results table of {PAGE} stays as it is: not finished: {', '.join(sorted(asked - judged))}")
     _note(found, table)
     say(f"a draft for you to judge: {LOG}")
+
+
+def _is_over(folder: Path) -> bool:
+    """Whether a run came to an end, good or bad; one that was stopped has its checkpoints on the card's machine."""
+    return RunFolder(folder.parent, folder.name).status.state in ("FINISHED", "INVALID", "FAILED")
 
 
 def _other_code(folder: Path) -> Iterator[str]:
@@ -140,8 +145,10 @@ def _note(found: Found, table: str) -> None:
                     f"- `{file.stem}`, {row['name']}: {row['tokens_per_s']:,.0f} tokens/s [{low:,.0f}, {high:,.0f}]"
                 )
     text += [*_twice(found.folder), *(["", table] if table else []), ""]
-    before, mark, rest = LOG.read_text(encoding="utf-8").partition("\n## ")
-    write_atomically(LOG, f"{before}\n" + "\n".join(text) + f"{mark}{rest}")
+    draft, book = "\n".join(text), LOG.read_text(encoding="utf-8")
+    if draft not in book:  # else it was entered before
+        before, mark, rest = book.partition("\n## ")
+        write_atomically(LOG, f"{before}\n{draft}{mark}{rest}")
 
 
 def _twice(folder: Path) -> list[str]:

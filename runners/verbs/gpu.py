@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runners.verbs.common import CACHE, Context, add_device, positive, verb
+from runners.verbs.common import CACHE, Context, add_device, seconds, verb
 from runners.verbs.progress import print_now
 
 LEFT = 3
@@ -20,7 +20,7 @@ class Options:
 
     base: str | None
     device: str
-    minutes: int | None
+    minutes: float | None
     parts: str
     out: Path
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of :class:`Options`."""
     parser.add_argument("--base", help="a base for all parts (default: smollm2-135m-8m, and the baseline's own)")
     add_device(parser)
-    parser.add_argument("--minutes", type=positive, help="there are; then the step in hand saves (default: no end)")
+    parser.add_argument("--minutes", type=seconds, help="there are; then the step in hand saves (default: no end)")
     parser.add_argument("--parts", default="", metavar="NAMES", help="with commas between (default: all)")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="FOLDER", help="default gpu-results")
 
