@@ -78,7 +78,7 @@ def _tests(device: str, out: Path) -> list[Step]:
 
 
 def _bench(base: str | None, device: str) -> list[Step]:
-    given = ("--device", device, *(("--base", base) if base else ()))
+    given = ("--device", device, *(("--base", base) if base else ()), *(("--threads", "1") if device == "cpu" else ()))
     return [Step(name="peers", part="bench", words=("runners", "bench", "peers", *given), minutes=4.0)]
 
 
