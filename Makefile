@@ -71,7 +71,7 @@ ui: setup  ## the MLflow UI on 127.0.0.1, PORT=5000
 calibrate: setup  ## how often verdicts are right, simulated and on the runs of experiments/calibration.yaml
 	$(PY) -m runners calibrate experiments/calibration.yaml $(ARGS)
 
-bench: .venv-bench/.ready  ## tokens/s beside transformers, litgpt and torchtitan (WHAT=peers|blocks|scaling|paths|jobs)
+bench: .venv-bench/.ready  ## tokens/s beside transformers, litgpt and torchtitan (WHAT=peers|blocks|scaling|decode|paths|jobs)
 	$(BENCH) -m runners bench $(WHAT) $(if $(BASE),--base $(call quoted,$(BASE))) $(ARGS)
 
 # The peers' packages lie over those of .venv, and only `make bench` sees them. torchtitan imports Triton, which comes

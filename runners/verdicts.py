@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.report import page as reports
 from analysis.report import results
+from analysis.report.decode import Decode
 from analysis.report.sections import Stage
 from analysis.stats.compare import VERDICTS
 from analysis.store import load
+from analysis.store.stratum import Stratum
 from llama_variants.errors import ConfigError, Problem, one_of
 from runners.execution.mirrors import Mirrors
+from runners.planning.lookup import PROJECT
 from runners.planning.plan import Plan
 from runners.runs import looks
 from runners.runs.folder import RunFolder
@@ -115,6 +119,12 @@ def report(
     """
     root, faults = mirrors.root, []
     stages = mirrors.ask(lambda: [_mirrored(stage, mirrors) for stage in plan.stages])
+    try:
+        stages = [
+            replace(made, decode=_decode(stage, made, folder)) for stage, made in zip(plan.stages, stages, strict=True)
+        ]
+    except ValueError as error:  # of a record; the verdicts stand without it
+        faults.append(str(error))
     out_dir = folder / stages[0].design.experiment
     files = dict(reports.write(stages, out_dir, reproduce=_how_to_reproduce(plan, root, command)))
     if keep:
@@ -140,7 +150,21 @@ def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:
         mirror.sync(run)
     design = load.load_design(stage.design().experiment, mirrors.uri)
     runs = load.load_runs(design, mirrors.uri)
-    return Stage(design, runs, load.load_curves(runs, tracking_uri=mirrors.uri))
+    return Stage(design=design, runs=runs, curves=load.load_curves(runs, tracking_uri=mirrors.uri))
+
+
+def _decode(plan: Plan, made: Stage, reports: Path) -> Decode | None:
+    """What `bench decode` measured of the arms on the device of the runs: here, else what this project keeps."""
+    finished = made.runs.loc[made.runs["status"] == "FINISHED", "stratum"]
+    devices = {Stratum.parse(str(text)).device for text in finished}
+    names = [f"decode-{made.design.base}-{device}.json" for device in devices]
+    folders = (reports, Path("experiments"), PROJECT / "experiments")
+    files = [file for folder in folders for name in names if (file := folder / "bench" / name).is_file()]
+    if len(devices) != 1 or not files:
+        return None
+    arms = [arm for arm in plan.arms if arm.role != "budget"]
+    models = {arm.name: json.loads(json.dumps(arm.recipe.model.identity(), default=str)) for arm in arms}
+    return Decode.of(files[0], models)
 
 
 def _how_to_reproduce(plan: Plan, root: Path, command: str) -> str:

@@ -19,9 +19,10 @@ def figure(record: Record) -> Figure | None:
     """The figure of a record, by what was measured; None where numbers say it all.
 
     ``peers``: tokens/s of each contender, and its share of the card's peak where that is known. ``blocks``: tokens/s
-    over the control's. ``scaling``: tokens/s and memory against micro-batch, window and layers.
+    over the control's. ``scaling``: tokens/s and memory against micro-batch, window and layers. ``decode``: tokens/s
+    of each variant against context, a panel for each batch.
     """
-    draw = {"peers": _peers, "blocks": _blocks, "scaling": _scaling}.get(record["what"])
+    draw = {"peers": _peers, "blocks": _blocks, "scaling": _scaling, "decode": _decode}.get(record["what"])
     return draw(record) if draw else None
 
 
@@ -92,6 +93,37 @@ def _scaling(record: Record) -> Figure:
     panels[0, 0].set_ylabel("throughput (tokens/s)")
     panels[1, 0].set_ylabel("peak memory (GiB)")
     drawing.suptitle(_title(record), fontsize=10)
+    return drawing
+
+
+def _decode(record: Record) -> Figure:
+    rows = record["rows"]
+    batches, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("batch", "name"))
+    contexts = sorted({row["context"] for row in rows})
+    drawing = Drawing(1 + 4.5 * len(batches), 4.5)
+    panels = drawing.subplots(1, len(batches), squeeze=False)[0]
+    for axes, batch in zip(panels, batches, strict=True):
+        for place, name in enumerate(names):
+            own = [row for row in rows if (row["batch"], row["name"]) == (batch, name)]
+            middle = np.array([row["tokens_per_s"] for row in own])
+            ends = np.abs([middle - [row["low"] for row in own], [row["high"] for row in own] - middle])
+            # Side by side, or the bars of one variant would hide another's.
+            beside = 2 ** (0.06 * (place - (len(names) - 1) / 2))
+            points = [row["context"] * beside for row in own]
+            style = {"color": "#000000"} if name == "control" else {"color": COLOURS[(place - 1) % len(COLOURS)]}
+            axes.errorbar(points, middle, yerr=ends, marker="os^Dvp"[place % 6], capsize=3, label=name, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("context (tokens)")
+        axes.set_title(f"batch {batch}", fontsize=10)
+        axes.grid(linewidth=0.4)
+    panels[0].set_ylabel("decode (tokens/s of the batch)")
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=9)
+    bars = f"bars: 95 % interval over {record['rounds']} rounds"
+    drawing.suptitle(f"{record['base']} on {record['device']}, {record['precision']}; {bars}", fontsize=10)
     return drawing
 
 

@@ -19,10 +19,11 @@ def rows_of(table: pd.DataFrame) -> list[Row]:
 
 
 def titles(table: pd.DataFrame, design: Design) -> tuple[str, ...]:
-    """Titles of the verdict table's columns; "worth" is left out where no arm's is known."""
+    """Titles of the verdict table's columns; "worth" and "decode" are left out where no arm's is known."""
     delta = f"delta {difference_unit(design.metric)} [{100 * (1 - design.alpha):.0f} % interval]"
     worth = ("worth",) if table["worth"].notna().any() else ()
-    return ("arm", "n", delta, "verdict", "p (adj.)", *worth, "params", "FLOPs", "tok/s", "why")
+    decode = (f"decode {table['decode_at'].iloc[0]}",) if "decode_at" in table else ()
+    return ("arm", "n", delta, "verdict", "p (adj.)", *worth, "params", "FLOPs", "tok/s", *decode, "why")
 
 
 def cells(row: Row, table: pd.DataFrame, design: Design) -> tuple[str, ...]:
@@ -36,7 +37,14 @@ def cells(row: Row, table: pd.DataFrame, design: Design) -> tuple[str, ...]:
         costs = (count(arm.num_params), count(arm.flops_per_token), count(row["tokens_per_s"]))
     else:
         costs = (percent(row["params_delta"]), percent(row["flops_delta"]), speed(row))
-    return (*start, *costs, row["why"])
+    return (*start, *costs, *decode(row), row["why"])
+
+
+def decode(row: Row) -> tuple[str, ...]:
+    """The control's decode throughput, any other arm's change of it; no cell where none was measured."""
+    if "decode_at" not in row:
+        return ()
+    return (count(row["decode_per_s"]) if row["role"] == "control" else speed(row, "decode"),)
 
 
 def headline(design: Design) -> str:
@@ -110,9 +118,9 @@ def percent(value: float) -> str:
     return f"{100 * value:+.1f} %" if known(value) else "–"
 
 
-def speed(row: Row) -> str:
-    """The change of the throughput and its interval, in per cent."""
-    change, low, high = (row[f"tokens_per_s_{end}"] for end in ("delta", "low", "high"))
+def speed(row: Row, which: str = "tokens_per_s") -> str:
+    """The change of a throughput and its interval, in per cent."""
+    change, low, high = (row[f"{which}_{end}"] for end in ("delta", "low", "high"))
     if not known(change):
         return "–"
     return f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] %" if known(low) else percent(change)

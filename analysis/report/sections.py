@@ -15,6 +15,7 @@ from analysis.report.cells import (
     bottom_line,
     cells,
     count,
+    decode,
     equal_variances,
     headline,
     interval,
@@ -27,6 +28,7 @@ from analysis.report.cells import (
     titles,
     worth,
 )
+from analysis.report.decode import Decode
 from analysis.report.render import Code, Items, Part, Picture, Section, Table
 from analysis.stats.compare import compare
 from analysis.stats.worth import Scaling
@@ -51,7 +53,14 @@ WORTH = (
 )
 
 
-@dataclass(frozen=True)
+DECODE = (
+    "decode: tokens/s that generation adds to a batch of so many rows x tokens of context, as `make bench WHAT=decode` "
+    "measured it on this device, with untrained weights; and the change over the control, with a 95 % interval over "
+    "rounds."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """What one stage of an experiment declared, and its runs: the first, or the one on fresh seeds that confirms it.
 
@@ -61,11 +70,13 @@ class Stage:
     design: Design
     runs: pd.DataFrame  # of analysis.load.load_runs
     curves: pd.DataFrame  # of analysis.load.load_curves, holding "val/loss"
+    decode: Decode | None = None  # where the bench measured it on this base and device
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The verdicts: the frame of :func:`analysis.stats.compare.compare`."""
-        return compare(self.runs, self.design)
+        """The verdicts: the frame of :func:`analysis.stats.compare.compare`, beside what was measured of decode."""
+        table = compare(self.runs, self.design)
+        return self.decode.beside(table) if self.decode else table
 
     @cached_property
     def scaling(self) -> Scaling | None:
@@ -174,7 +185,8 @@ def _value(value: Any) -> str:
 def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
     control = stage.design.control
     memory = stage.runs.loc[stage.runs["arm"] == control.name, "final/peak_memory_bytes"].mean()
-    heads = ("arm", "parameters", "FLOPs/token", "peak memory", "tokens/s", "not matched")
+    at = [f"decode {rows[0]['decode_at']}"] if "decode_at" in rows[0] else []
+    heads = ("arm", "parameters", "FLOPs/token", "peak memory", "tokens/s", *at, "not matched")
     lines = [
         (
             control.name,
@@ -182,6 +194,7 @@ def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
             f"{control.flops_per_token:,}",
             f"{memory / 1e6:,.0f} MB" if known(memory) else "–",
             count(rows[0]["tokens_per_s"]),
+            *decode(rows[0]),
             "",
         )
     ]
@@ -189,8 +202,8 @@ def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
         changes = {"parameters": row["params_delta"], "FLOPs": row["flops_delta"]}
         unmatched = ", ".join(name for name, change in changes.items() if change) or "nothing"
         costs = (f"{100 * row['params_delta']:+.2f} %", f"{100 * row['flops_delta']:+.2f} %")
-        lines.append((row["arm"], *costs, percent(row["memory_delta"]), speed(row), unmatched))
-    return [Table(heads, lines)]
+        lines.append((row["arm"], *costs, percent(row["memory_delta"]), speed(row), *decode(row), unmatched))
+    return [Table(heads, lines), *([DECODE] if at else [])]
 
 
 def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[Part]:

@@ -15,9 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from llama_variants import ModelConfig
 from llama_variants.errors import ConfigError, Problem, one_of
-from runners.bench.blocks import blocks, scaling, variants
+from runners.bench.blocks import AGAIN, blocks, scaling, variants
 from runners.bench.contenders import CONTENDERS, REFERENCE
+from runners.bench.decode import decode
 from runners.bench.paths import paths, side_by_side
 from runners.bench.peers import peers
 from runners.data.atomic import write_atomically
@@ -33,6 +35,7 @@ WHAT = {
     "peers": "this project beside transformers, litgpt and torchtitan",
     "blocks": "every block beside the control, and the control beside itself",
     "scaling": "tokens/s and memory against micro-batch, window and layers",
+    "decode": "prefill, decode and key/value cache beside the control, the price at inference",
     "paths": "reading batches, saving and restoring checkpoints",
     "jobs": "runs per hour: one to a core against one after another (CPU)",
 }
@@ -59,6 +62,8 @@ class BenchRequest:
     only: tuple[str, ...] = ()
     compile_mode: str = "auto"
     num_steps: int = 400  # of each run of `jobs`
+    batches: tuple[int, ...] = ()  # of `decode`: rows; by the device when empty
+    contexts: tuple[int, ...] = ()  # of `decode`: tokens; up to the model's longest when empty
 
 
 def bench(request: BenchRequest, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
@@ -92,9 +97,10 @@ def bench(request: BenchRequest, cache: Path, folder: Path, console: Console) ->
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
+    steps = f", {config.tokens_per_step:,} tokens a step in windows of {config.seq_len:,}"
     say(
         f"{request.what}: {WHAT[request.what]}; {base} on {record['device']} ({record['threads']} threads), "
-        f"{config.precision}, {config.tokens_per_step:,} tokens a step in windows of {config.seq_len:,}"
+        f"{config.precision}{'' if request.what == 'decode' else steps}"
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         if request.what == "peers":
@@ -105,6 +111,10 @@ def bench(request: BenchRequest, cache: Path, folder: Path, console: Console) ->
             record |= blocks(recipe, device, only, request.rounds, request.least_s, compiled, say)
         elif request.what == "scaling":
             record |= scaling(recipe, device, request.rounds, request.least_s, compiled, say)
+        elif request.what == "decode":
+            points = [(batch, context) for context in _contexts(request, recipe) for batch in _batches(request)]
+            models = _priced(request, recipe)
+            record |= decode(recipe, models, device, points, request.rounds, request.least_s, compiled, say)
         else:
             corpus = prepare(recipe.data, cache, say=lambda text: say(f"data: {text}"))
             if request.what == "paths":
@@ -146,9 +156,32 @@ def _recipe(request: BenchRequest) -> tuple[Recipe, str]:
         problems.append(
             Problem(path=("--rounds",), received=str(request.rounds), allowed="2 or more: one shows no spread")
         )
+    longest = recipe.model.max_position_embeddings
+    problems += [
+        Problem(path=("--context",), received=str(context), allowed=f"2 to {longest}")
+        for context in request.contexts
+        if not 2 <= context <= longest
+    ]
     if problems:
         raise ConfigError(problems)
     return replace(recipe, train=train), base
+
+
+def _contexts(request: BenchRequest, recipe: Recipe) -> tuple[int, ...]:
+    longest = recipe.model.max_position_embeddings
+    return request.contexts or tuple(sorted({max(2, longest // part) for part in (4, 2, 1)}))
+
+
+def _batches(request: BenchRequest) -> tuple[int, ...]:
+    return request.batches or ((1, 8) if request.device.type == "cpu" else (1, 8, 64))
+
+
+def _priced(request: BenchRequest, recipe: Recipe) -> dict[str, ModelConfig]:
+    """What `decode` sets beside the control: the control again, and ``only``, or what bears on the cache."""
+    known = dict(variants(recipe.model))
+    cached = [f"attention={name}" for name in ("mqa", "gqa", "mha", "sliding_window")]
+    names = _chosen(request.only, list(known)) or [name for name in cached if name in known]
+    return {name: known[name] for name in dict.fromkeys([AGAIN, *names])}
 
 
 def _versions() -> dict[str, str]:
@@ -190,6 +223,17 @@ def _table(record: Mapping[str, Any]) -> Table:
         ),
         "blocks": ("variant", "tokens/s [95 % interval]", "x control", "parameters"),
         "scaling": ("", "", "tokens/s [95 % interval]", "memory", "parameters"),
+        "decode": (
+            "variant",
+            "batch",
+            "context",
+            "prefill tokens/s",
+            "decode tokens/s [95 % interval]",
+            "x control",
+            "cache, measured",
+            "by formula",
+            "of bandwidth",
+        ),
     }[what]
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
@@ -211,6 +255,18 @@ def _table(record: Mapping[str, Any]) -> Table:
             )
         elif what == "blocks":
             table.add_row(row["name"], speed, times, f"{row['params']:,}")
+        elif what == "decode":
+            table.add_row(
+                row["name"],
+                str(row["batch"]),
+                f"{row['context']:,}",
+                f"{row['prefill_tokens_per_s']:,.0f}",
+                speed,
+                times,
+                f"{row['kv_bytes']:,} B",
+                f"{row['kv_bytes_by_formula']:,} B",
+                f"{100 * row['of_bandwidth']:.0f} %" if "of_bandwidth" in row else "–",
+            )
         else:
             table.add_row(row["axis"], str(row["point"]), speed, _bytes(row["peak_memory_bytes"]), f"{row['params']:,}")
     return table

@@ -17,7 +17,7 @@ from runners.runs.folder import RunFolder
 
 PARTS = {
     "tests": "correctness on the card",
-    "bench": "training throughput beside peers",
+    "bench": "training beside peers, and decoding beside variants",
     "rate": "bracket of the learning rate",
     "noise": "control seeds, control against itself, known-bad variant",
     "five": "the mission's five experiments",
@@ -79,7 +79,10 @@ def _tests(device: str, out: Path) -> list[Step]:
 
 def _bench(base: str | None, device: str) -> list[Step]:
     given = ("--device", device, *(("--base", base) if base else ()), *(("--threads", "1") if device == "cpu" else ()))
-    return [Step(name="peers", part="bench", words=("runners", "bench", "peers", *given), minutes=4.0)]
+    return [
+        Step(name=what, part="bench", words=("runners", "bench", what, *given), minutes=minutes)
+        for what, minutes in (("peers", 4.0), ("decode", 2.0))
+    ]
 
 
 def _experiments(base: str | None, device: str) -> list[Step]:

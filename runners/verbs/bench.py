@@ -1,4 +1,4 @@
-"""`bench`: training throughput, in turn with what it is compared to."""
+"""`bench`: throughput in training and in generation, in turn with what it is compared to."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ class Options:
     threads: int | None
     only: str
     compile_mode: str
+    batch: tuple[int, ...]
+    context: tuple[int, ...]
     as_json: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of :class:`Options`."""
-    parser.add_argument("what", choices=("peers", "blocks", "scaling", "paths", "jobs"))
+    parser.add_argument("what", choices=("peers", "blocks", "scaling", "decode", "paths", "jobs"))
     parser.add_argument("--base", help="a base (default: tiny on a CPU, else smollm2-135m)")
     add_device(parser)
     parser.add_argument("--rounds", type=positive, default=5, help="measurements of each, in turn (default 5)")
@@ -41,7 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="threads on a CPU (default: one to a core)")
     parser.add_argument("--only", default="", metavar="NAMES", help="contenders or variants, with commas between")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", dest="compile_mode")
+    text = "rows that `decode` generates at a time (default 1,8; on a card 1,8,64)"
+    parser.add_argument("--batch", type=positives, default=(), metavar="N,N,…", help=text)
+    text = "tokens of a row at its end in `decode` (default: a quarter, half and all of the model's longest)"
+    parser.add_argument("--context", type=positives, default=(), metavar="N,N,…", help=text)
     add_json(parser)
+
+
+def positives(text: str) -> tuple[int, ...]:
+    """Positive whole numbers, typed with commas between; each once."""
+    return tuple(dict.fromkeys(map(positive, text.split(","))))
 
 
 def bench(options: Options, context: Context) -> int:
@@ -72,6 +83,8 @@ def bench(options: Options, context: Context) -> int:
         only=tuple(filter(None, map(str.strip, options.only.split(",")))),
         compile_mode=options.compile_mode,
         num_steps=options.steps,
+        batches=options.batch,
+        contexts=options.context,
     )
     console = Console(soft_wrap=True, markup=False, highlight=False, stderr=options.as_json)
     try:
@@ -88,10 +101,11 @@ VERB = verb(
     Options,
     bench,
     add_arguments,
-    summary="measure training throughput, in turn with what it is compared to",
+    summary="measure throughput in training and in generation, in turn with what it is compared to",
     examples=(
         "bench peers --base tiny --device cpu --threads 1",
         "bench blocks --only mqa,relu2 --rounds 9",
         "bench scaling --json",
+        "bench decode --base tiny --batch 1,8 --context 32,64",
     ),
 )

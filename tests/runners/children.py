@@ -30,7 +30,14 @@ FOLDERS = ("checkpoints", "final", "status.json")  # file-system operations ther
 WATCHED = ("open", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.runners.children", "transformers.models.llama.modeling_llama"])
+_server.set_forkserver_preload(
+    [
+        "tests.runners.children",
+        "transformers.models.llama.modeling_llama",
+        "runners.verdicts",
+        "runners.execution.sweep",
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from runners.planning.bases import load_base
 from runners.planning.recipe import Recipe
+from tests.runners.helpers import clean_environment, start_main
 
 MICRO = """
 name: micro
@@ -58,11 +59,6 @@ base: micro
 variants:
   theta_100: {model: {rotary: {theta: 100.0}}}
 """
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment without the developer's own tracking store."""
-    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
 
 
 @pytest.fixture(autouse=True)
@@ -127,19 +123,35 @@ def recipe(project: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return load_base(Path("experiments/base/micro.yaml"))[1]
 
 
-@pytest.fixture
-def cli(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m runners` in the project folder."""
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def cli(project: Path) -> Command:
+    """Runs `python -m runners` in the project folder, in a process that has loaded torch already."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder)
+            child = start_main(project, *arguments, out=out)
+            child.join(timeout=300)
+            if child.exitcode is None:
+                child.kill()
+                child.join()
+            said = [(out / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(arguments, child.exitcode, *said)
+
+    return run
+
+
+@pytest.fixture
+def prompt(project: Path) -> Command:
+    """The same as a user types it, in a process that begins with nothing."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "runners", *map(str, arguments)]
         return subprocess.run(
-            [sys.executable, "-m", "runners", *map(str, arguments)],
-            cwd=project,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **options,
+            command, cwd=project, env=clean_environment(), capture_output=True, text=True, timeout=300
         )
 
     return run

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -13,7 +15,6 @@ import torch
 from torch import nn
 
 from analysis.store.stratum import Stratum
-from runners.cli import main
 from runners.data.batches import Corpus
 from runners.data.config import file_sha256
 from runners.execution.journal import Journal
@@ -52,6 +53,11 @@ TRAIN, _ = read_train(
     }
 )
 assert TRAIN is not None
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without the developer's own tracking store."""
+    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> RecipeOptimizer:
@@ -109,15 +115,30 @@ def carried_out(recipe: Recipe, root: str = "runs", stop_after: int | None = Non
     return run
 
 
-def start_main(project: Path, *arguments: object, **environment: str) -> BaseProcess:
-    """A command in a process of its own that has torch loaded already, so that ten at once do begin at once."""
-    child = children._server.Process(target=_main, args=(project, list(map(str, arguments)), environment))
+def start_main(project: Path, *arguments: object, out: Path | None = None, **environment: str) -> BaseProcess:
+    """``python -m runners`` by a process that has torch and MLflow loaded already: each start costs seconds else.
+
+    Args:
+        project: the folder that it begins in.
+        arguments: the verb, and what follows.
+        out: a folder for what it prints, as the files stdout and stderr; where the tests' own goes when None.
+        environment: beside the present one.
+    """
+    words, variables = list(map(str, arguments)), clean_environment() | environment
+    child = children._server.Process(target=_main, args=(project, words, variables, out))
     child.start()
     return child
 
 
-def _main(project: Path, arguments: list[str], environment: dict[str, str]) -> None:
+def _main(project: Path, arguments: list[str], environment: dict[str, str], out: Path | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(project)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.clear()
     os.environ |= environment
-    sys.exit(main(arguments))
+    if out:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            stream = (out / name).open("w", encoding="utf-8")
+            os.dup2(stream.fileno(), number)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+    sys.argv[:], sys.path[:0] = ["runners", *arguments], [str(project)]
+    runpy.run_module("runners", run_name="__main__", alter_sys=True)

@@ -56,8 +56,8 @@ def test_plan_writes_nothing_and_prints_costs(cli, inside, project):
 
 
 @pytest.mark.slow
-def test_from_yaml_to_verdict_and_again(cli, inside, project):
-    done = cli("run", EXPERIMENT, "--jobs", 2)
+def test_from_yaml_to_verdict_and_again(cli, prompt, inside, project):
+    done = prompt("run", EXPERIMENT, "--jobs", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[ 7/7]" in done.stdout
     for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.html", "make ui"):
@@ -454,8 +454,8 @@ def test_wrong_input_ends_in_2_and_leaves_nothing_behind(inside, project, argume
     assert sorted(project.rglob("*")) == before
 
 
-def test_wrong_input_at_a_real_prompt(cli, project):
-    done = cli("run", EXPERIMENT, "--base", "tiyn")
+def test_wrong_input_at_a_real_prompt(prompt):
+    done = prompt("run", EXPERIMENT, "--base", "tiyn")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: experiments/micro_theta.yaml: 1 problem, nothing was run")
     assert "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ from tests.analysis.tables import arm, design, frame
 from tests.conftest import ROOT
 from tests.runners.children import wait_for
 from tests.runners.conftest import clean_environment, write_project
+from tests.runners.helpers import start_main
 
 STORED = sorted(NOTEBOOKS.glob("*.ipynb"))
 EXPERIMENT = "micro-theta-micro"
@@ -139,18 +140,9 @@ def test_it_runs_on_this_interpreter_whatever_kernels_there_are(tmp_path, monkey
 @pytest.mark.slow
 def test_the_notebooks_show_what_the_store_holds(tmp_path):
     project = write_project(tmp_path)
-    arguments = [
-        sys.executable,
-        "-m",
-        "runners",
-        "run",
-        "experiments/micro_theta.yaml",
-        "--device",
-        "cpu",
-        "--jobs",
-        "1",
-    ]
-    subprocess.run(arguments, cwd=project, check=True, capture_output=True, env=clean_environment())
+    sweep = start_main(project, "run", "experiments/micro_theta.yaml", "--device", "cpu", "--jobs", 1, out=tmp_path)
+    sweep.join(timeout=300)
+    assert sweep.exitcode == 0, (tmp_path / "stderr").read_text()
     uri = f"sqlite:///{project}/mlflow.db"
     plan = load_design(EXPERIMENT, uri)
     control = load_runs(plan, uri).query("arm == 'control'")["final/val_loss"]

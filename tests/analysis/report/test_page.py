@@ -113,7 +113,7 @@ class Page(HTMLParser):
 
 
 def stage(plan=PLAN, runs=None, curves=NO_CURVES):
-    return Stage(plan, runs, curves)
+    return Stage(design=plan, runs=runs, curves=curves)
 
 
 def test_the_page_needs_nothing_else_and_has_everything_in_its_cells(runs, curves, table, tmp_path):

@@ -198,6 +198,9 @@ def test_figures_show_every_row(peak):
         (["peers", "--tokens", "100"], "a multiple of seq_len (64)"),
         (["jobs", "--device", "tpu"], "auto"),
         (["paths", "--rounds", "1"], "2 or more"),
+        (["decode", "--context", "32,128"], "2 to 64"),
+        (["decode", "--context", "1"], "2 to 64"),
+        (["decode", "--only", "attention=mqq"], "attention=mqa"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, says, capsys, monkeypatch, root):
@@ -210,7 +213,9 @@ def test_what_cannot_be_measured_is_refused(arguments, says, capsys, monkeypatch
 @pytest.mark.parametrize("what", WHAT)
 def test_every_bench_prints_a_table_and_keeps_a_record(cli, project, what):
     only = {"peers": f"ours,{REFERENCE}", "blocks": "attention=mqa,rotary=nope"}.get(what, "")
+    only = {"decode": "attention=mqa,attention=mha"}.get(what, only)
     more = ("--only", only) if only else ()
+    more += ("--batch", "1,2", "--context", "8,32") if what == "decode" else ()
     done = cli("bench", what, "--base", "micro", "--rounds", 2, "--seconds", 0, "--steps", 30, *more, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout, parse_constant=pytest.fail)  # no NaN: others read it too
@@ -227,6 +232,9 @@ def test_every_bench_prints_a_table_and_keeps_a_record(cli, project, what):
         assert names == [AGAIN, "rotary=nope", "attention=mqa"]
     elif what == "scaling":
         assert {row["axis"] for row in record["rows"]} == {"micro-batch (windows)", "window (tokens)", "layers"}
+    elif what == "decode":
+        assert names == ["control", AGAIN, "attention=mqa", "attention=mha"] * 4
+        assert all(row["kv_bytes"] == row["kv_bytes_by_formula"] for row in record["rows"])
     elif what == "paths":
         assert record["data"]["tokens_per_s"] > 1e5
         assert min(record["checkpoint"]["restore_s"]) > 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -28,14 +30,28 @@ SEQ_LEN = 64
 BASE = "experiments/base/micro.yaml"
 
 
-@cache  # the control and the checks are in every plan
-def built(model: str) -> tuple[int, float]:
-    """Parameters of the model as it is built, and FLOPs per token as torch counts them."""
-    built = build_model(ModelConfig.from_dict(json.loads(model)), device="meta")
-    tokens = torch.zeros(1, SEQ_LEN, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        built(tokens).logits.sum().backward()
-    return sum(p.numel() for p in built.parameters()), counter.get_total_flops() / SEQ_LEN
+@pytest.fixture(scope="module")
+def built(made_once) -> Callable[[str], tuple[int, float]]:
+    """Parameters of a model as it is built, and FLOPs per token as torch counts them.
+
+    Once for each model: the control and the checks are in every plan, and two workers share the plans.
+    """
+
+    @cache
+    def counted(model: str) -> tuple[int, float]:
+        def fill(folder: Path) -> None:
+            one = build_model(ModelConfig.from_dict(json.loads(model)), device="meta")
+            tokens = torch.zeros(1, SEQ_LEN, dtype=torch.long, device="meta")
+            with FlopCounterMode(display=False) as counter:
+                one(tokens).logits.sum().backward()
+            params, flops = sum(p.numel() for p in one.parameters()), counter.get_total_flops() / SEQ_LEN
+            (folder / "counted.json").write_text(json.dumps([params, flops]))
+
+        name = f"counted-{hashlib.sha256(model.encode()).hexdigest()[:16]}"
+        params, flops = json.loads((made_once(name, fill) / "counted.json").read_text())
+        return params, flops
+
+    return counted
 
 
 def arms(plan) -> dict[str, int]:
@@ -47,7 +63,7 @@ def arms(plan) -> dict[str, int]:
     [pytest.param(file, marks=() if file.stem == "tiny" else pytest.mark.slow, id=file.stem) for file in BASES],
 )
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_every_experiment_plans_on_every_base_at_its_exact_cost(file, base):
+def test_every_experiment_plans_on_every_base_at_its_exact_cost(file, base, built):
     plan = load_plan(file, base=base.stem)
     assert plan.arms[0].name == "control"
     for arm in plan.arms:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from llama_variants import LlamaForCausalLM, build_model
+from llama_variants import LlamaForCausalLM, ModelConfig, build_model
 from runners.planning.bases import load_base
 from runners.planning.recipe import TrainConfig
 from runners.runs.folder import RunFolder
@@ -37,12 +38,32 @@ from runners.training.compile import (
 from runners.training.gradients import gradients
 from runners.training.loss import evaluate
 from runners.training.parallel import World
-from tests.llama_variants.models import EVERY_MODEL, TINY, ids
+from tests.llama_variants.models import BLOCKS, PATTERNS, TINY, ids
 from tests.runners.children import SEED, Plan, call, finish, new_run, start, wait_for
 from tests.runners.conftest import write_project
 from tests.runners.helpers import optimizer_of
 
-MODELS = {"control": TINY} | EVERY_MODEL
+
+def together() -> dict[str, ModelConfig]:
+    """Every registered block but the control's, in as few models as there are blocks of one family.
+
+    A layer is compiled as a whole, so that a model for each block would compile all the others once more.
+    """
+    others = {
+        family: [block for block in blocks if TINY.override({family: block}) != TINY]
+        for family, blocks in BLOCKS.items()
+    }
+    deltas = [
+        {family: block for family, block in zip(others, row, strict=True) if block}
+        for row in zip_longest(*others.values())
+    ]
+    return {
+        " ".join(f"{family}={block['type']}" for family, block in delta.items()): TINY.override(delta)
+        for delta in deltas
+    }
+
+
+MODELS = {"control": TINY} | together() | PATTERNS
 BATCH, MICRO_BATCH = 4, 2  # windows of a step, and at a time: the only shape, for each takes its own compiling
 
 
@@ -121,7 +142,12 @@ def test_compiled_is_what_is_written(compared, name):
     for what in ("loss", "evaluation", "its error"):
         assert abs(found[what]) < (1e-5 if exact else 1e-2), what
     assert found["gradients"] < (1e-4 if exact else 0.05)
-    assert name.startswith("init=") or found["loss"] or found["gradients"], "the very same bits: was it compiled?"
+    assert found["loss"] or found["gradients"], "the very same bits: was it compiled?"
+
+
+def test_every_block_is_among_what_is_compiled():
+    used = {pair for model in MODELS.values() for pair in model.used}
+    assert used >= {(family, block["type"]) for family, blocks in BLOCKS.items() for block in blocks}
 
 
 @pytest.mark.slow
