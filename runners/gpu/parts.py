@@ -30,6 +30,8 @@ JUDGED = ("learning_rate_8m", "controls", *FIVE)
 ABLATION_BASE, BASELINE = "smollm2-135m-8m", "baseline"
 AGAIN = Path("cache/gpu-again")
 """Where the baseline is made a second time: with run folders of its own, and the first one's tokens."""
+REHEARSED = ("--threads", "1", "--rounds", "2", "--seconds", "0.2")
+"""The bench without a card, which rehearses and measures nothing that counts."""
 STOP_BEFORE = 50  # steps before its end at which the baseline is stopped, and gone on with
 
 
@@ -78,7 +80,9 @@ def _tests(device: str, out: Path) -> list[Step]:
 
 
 def _bench(base: str | None, device: str) -> list[Step]:
-    given = ("--device", device, *(("--base", base) if base else ()), *(("--threads", "1") if device == "cpu" else ()))
+    given = ("--device", device, *(("--base", base) if base else ()))
+    if device == "cpu":
+        given += REHEARSED
     return [
         Step(name=what, part="bench", words=("runners", "bench", what, *given), minutes=minutes)
         for what, minutes in (("peers", 4.0), ("decode", 2.0))
