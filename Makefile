@@ -16,7 +16,7 @@ OPTIONS := $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(SEEDS),--seeds $(S
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill golden-equal check gpu-pack gpu gpu-import lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda golden-equal check gpu-pack gpu gpu-import lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -95,6 +95,9 @@ test-slow: setup  ## the slow tests: real packages, whole sweeps
 
 test-kill: setup  ## kill -9 at every place there is, not only at those of test-slow
 	KILLS=all $(PY) -m pytest $(WORKERS) tests/runners/execution/test_kill.py $(ARGS)
+
+test-cuda: setup  ## the tests that need a card, on the first one
+	CUDA_TESTS=yes $(PY) -m pytest -m cuda tests/cuda $(ARGS)
 
 golden-equal: setup  ## whether OLD=COMMIT and NEW=COMMIT (HEAD) compute the same losses to the last digit; if so, they count as one
 	$(PY) -m tests.golden_equal $(OLD) $(NEW)

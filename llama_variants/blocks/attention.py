@@ -24,6 +24,16 @@ from llama_variants.registry import ATTENTION, NORM, ROTARY, BlockConfig, Cost, 
 from llama_variants.types import Neutral, Ratio, to_fraction
 
 
+def takes_groups(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's fast kernels for queries of this kind take fewer key/value heads than query heads.
+
+    On a card flash's and cuDNN's do, of 16 bits alone. What is left for float32 is the memory-efficient kernel, which
+    does not: grouped heads would fall to `math`, which holds all scores, and be compared with another kernel's ``mha``.
+    Source: torch's sdp_utils.cpp, which tells why with ``torch.backends.cuda.can_use_efficient_attention(…, True)``.
+    """
+    return device.type != "cuda" or dtype in (torch.float16, torch.bfloat16)
+
+
 def written_out(
     q: Float[Tensor, "b h t k"], k: Float[Tensor, "b g s k"], v: Float[Tensor, "b g s k"], mask: Tensor | None
 ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h t s"]]:
@@ -204,6 +214,8 @@ class LlamaAttention(nn.Module):
         q, k = self.rotary.rotate(q, rotation), self.rotary.rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)  # (b, g, s, k)
+        if not takes_groups(q.device, q.dtype):
+            k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k, v))
         if self.eager:
             y, weights = written_out(q, k, v, mask)
             if self.record is not None:
