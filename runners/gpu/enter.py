@@ -1,4 +1,4 @@
-"""``gpu-import``: what came of a session on a card, entered into this checkout; all of it or nothing."""
+"""``gpu-import``: what came of a session on a card, checked as a whole and then entered into this checkout."""
 
 from __future__ import annotations
 

@@ -104,13 +104,13 @@ class Session:
         _make_place(step.folder)
         self.say(f"{step.name}: python -m {' '.join(step.words)}")
         began, log = time.monotonic(), self.out / "logs" / f"{step.name}.log"
-        variables = os.environ | {"PYTHONPATH": str(Path.cwd()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        own = {"PYTHONPATH": str(Path.cwd()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "CUDA_TESTS": "yes"}
         with log.open("ab") as file:
             # In a session of its own, so that a terminal's Ctrl-C reaches it once, by way of this process.
             child = subprocess.Popen(
                 [sys.executable, "-m", *step.words],
                 cwd=step.folder,
-                env=variables,
+                env=os.environ | own,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
