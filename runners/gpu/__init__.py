@@ -8,7 +8,7 @@
 - A step that is done is not repeated. One that was stopped goes on, since run folders and checkpoints are exact. When
   the minutes are over, the step in hand gets SIGINT and saves; the exit code is 3 while something is left.
 - Results are in one folder without weights and checkpoints, with a sha256 of each file, whole after every step.
-- ``gpu-import`` enters that folder into a checkout. It refuses, with nothing written, a file that is not what it was and
-  runs whose code computes something else here. Done twice it changes nothing more. Verdicts are computed here, where
-  MLflow is.
+- ``gpu-import`` enters that folder into a checkout. It refuses, with nothing written, a file that is not what it was,
+  and runs whose code computes something else here. Done twice it changes nothing more. Verdicts are computed here,
+  where MLflow is.
 """
