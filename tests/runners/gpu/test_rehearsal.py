@@ -183,9 +183,9 @@ def test_a_session_is_stopped_goes_on_and_is_entered(clone, machine):
     assert once.returncode == 0
     assert (entered / "experiments/LOG.md").read_text().count("`make gpu` on") == 1
 
-    run = next((results / "runs").glob("*/metrics.jsonl"))
+    run = next((results / "runs").glob("*/events.log"))
     with run.open("a") as file:
-        file.write("{}\n")
+        file.write("2026-01-01 00:00:00 another\n")
     manifest.write(results, "results.json", manifest.read(results, "results.json"))
     refused = runners(entered, "gpu-import", results)
     assert refused.returncode == 2
