@@ -16,7 +16,7 @@ OPTIONS := $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(SEEDS),--seeds $(S
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda golden-equal check lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda golden-equal check gpu-pack gpu gpu-import lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -107,6 +107,17 @@ check: setup  ## lint, format, types, import directions
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+gpu-pack: setup  ## build/gpu-pack: what a machine with a card and no network needs, below 64 MiB
+	$(PY) -m runners gpu-pack $(if $(BASE),--base $(call quoted,$(BASE))) $(ARGS)
+
+# In the packed folder the environment is made of the carried wheels, over what the machine has.
+gpu: $(if $(wildcard pack.json),,setup)  ## all that a card is for, in order (MINUTES=, PARTS=, BASE=, DEVICE=); again: go on
+	$(if $(wildcard pack.json),$(PYTHON) -m runners.gpu.bare,$(PY) -m runners gpu) $(if $(BASE),--base $(call quoted,$(BASE))) \
+		$(if $(DEVICE),--device $(DEVICE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PARTS),--parts $(PARTS)) $(ARGS)
+
+gpu-import: setup  ## enter the results of `make gpu` into this checkout (FROM=gpu-results)
+	$(PY) -m runners gpu-import $(call quoted,$(or $(FROM),gpu-results)) $(ARGS)
 
 lock: ## pin the newest versions inside the ranges of pyproject.toml
 	$(PYTHON) -m venv .venv-lock

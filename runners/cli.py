@@ -1,7 +1,7 @@
 """The command line.
 
-Exit codes: 0 done; 1 a run failed, or standard output took no more; 2 the user's input is wrong; 130, 143 stopped by a
-signal; 141 the reader of standard output left, and everything else went well.
+Exit codes: 0 done; 1 a run failed, or standard output took no more; 2 the user's input is wrong; 3 `gpu` had too few
+minutes; 130, 143 stopped by a signal; 141 the reader of standard output left, and everything else went well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from runners.verbs import (
     bench,
     blocks,
     calibrate,
+    gpu,
+    gpu_import,
+    gpu_pack,
     log,
     model,
     plan,
@@ -49,6 +52,9 @@ VERBS: Mapping[str, Verb] = {
     "model": model.VERB,
     "blocks": blocks.VERB,
     "weights": weights.VERB,
+    "gpu-pack": gpu_pack.VERB,
+    "gpu": gpu.VERB,
+    "gpu-import": gpu_import.VERB,
 }
 OWN = ("runners", "llama_variants", "analysis")
 STOPPING = "stopping: the step in hand is finished and saved; once more to stop at once"

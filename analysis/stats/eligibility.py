@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from analysis.store.schema import Arm, Design
 from analysis.store.stratum import Stratum, facets
 
+if TYPE_CHECKING:
+    import pandas as pd  # which a machine that only trains does without
+
 MIN_PAIRS = 5  # below, pairing costs more in degrees of freedom than it can save
 RESOLUTION = float(np.finfo(np.float32).eps)
 """Losses are computed in float32: two that are nearer to each other than this share of their size are the same loss."""
-APART = pd.Timedelta(hours=12)  # farther from each other, two runs were not made side by side
-Times = tuple[pd.Timestamp, pd.Timestamp]  # when a run began, and ended
+APART = timedelta(hours=12)  # farther from each other, two runs were not made side by side
+Times = tuple[datetime, datetime]  # when a run began, and ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class Sample:
     @classmethod
     def of(cls, arm: Arm, runs: pd.DataFrame, metric: str) -> Sample:
         """The arm's runs out of the frame of :func:`analysis.store.load.load_runs`."""
+        import pandas as pd
+
         mine = runs[runs["arm"] == arm.name].sort_values(["seed", "run_key"])
         invalid, missing, counted = {}, {}, []
         columns = (mine[name] for name in ("seed", "status", "invalid", "reason", metric))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 
 PEAK_FLOPS = {
     "A100": 312e12,
@@ -108,8 +107,31 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, flo
 
 def _interval(logs: np.ndarray) -> tuple[float, float, float]:
     middle = float(logs.mean())
-    half = float(stats.t.isf(0.025, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5) if len(logs) > 1 else math.nan
+    half = student_t(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5 if len(logs) > 1 else math.nan
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def student_t(df: int) -> float:
+    """Student's t that 2.5 % lie above, for a whole number of degrees of freedom.
+
+    Here because a machine with a card may lack scipy, whose wheel is half of what can be carried there. The
+    distribution function is a finite series (Abramowitz and Stegun, 26.7.3 and 26.7.4), inverted by bisection.
+    """
+
+    def inside(t: float) -> float:  # the probability between -t and t
+        angle = math.atan(t / df**0.5)
+        terms, k = [math.cos(angle) ** (df % 2)], 1 + df % 2
+        while k < df - 1:
+            terms.append(terms[-1] * k / (k + 1) * math.cos(angle) ** 2)
+            k += 2
+        series = math.sin(angle) * sum(terms) if df > 1 else 0.0
+        return (angle + series) * 2 / math.pi if df % 2 else series
+
+    low, high = 0.0, 16.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < 0.95 else (low, middle)
+    return middle
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from analysis.report.bench_figure import figure
 from llama_variants import ModelConfig
 from llama_variants.errors import ConfigError, Problem, one_of
 from runners.bench.blocks import AGAIN, blocks, scaling, variants
@@ -288,6 +287,11 @@ def _keep(record: Mapping[str, Any], folder: Path, say: Any) -> None:
     file = stem.with_name(stem.name + ".json")
     write_atomically(file, json.dumps(record, indent=1, default=str) + "\n")
     say(f"written: {file}")
+    try:
+        from analysis.report.bench_figure import figure
+    except ModuleNotFoundError as error:  # a machine with a card may lack it; the record is what counts
+        say(f"no figure: {error.name} is not installed")
+        return
     if (drawing := figure(record)) is not None:
         picture = file.with_suffix(".png")
         drawing.savefig(picture, dpi=150)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+MODEL_EFFICIENCY = 0.5  # of the probe's matrix-product rate that a training step reaches; coarse, and said to be
 SMALL_PARAMS = 5_000_000  # below this one thread a run and several runs at once use a processor better
 
 
@@ -34,3 +35,17 @@ class Slots:
         small = num_params < SMALL_PARAMS
         jobs = jobs or (cores if small and resolved.type == "cpu" else 1)
         return cls((resolved.type,) * jobs, 1 if small else max(1, cores // jobs))
+
+
+def training_flops_per_s(slots: Slots) -> float:
+    """FLOP/s that one of the slots may train with, from a matrix product timed now: within a factor of two or so."""
+    import torch
+
+    from runners.runs.machine import matmul_flops
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(slots.threads)
+    try:
+        return matmul_flops(torch.device(slots.devices[0]), times=3) * MODEL_EFFICIENCY  # a rough guide, at once
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,6 @@ from runners.planning.plan import Plan
 from runners.runs.folder import RunFolder, Status
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from analysis.stats.eligibility import Times
 
     _Placed = dict[PlannedRun, Times]
@@ -93,7 +92,5 @@ def _first_alone(control: _Placed, arms: Iterable[_Placed]) -> tuple[_Placed, _P
     return None
 
 
-def _stamp(seconds: float) -> pd.Timestamp:
-    import pandas as pd  # which a plan on a processor does without
-
-    return pd.Timestamp(seconds, unit="s")
+def _stamp(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from runners.planning.arms import PlannedArm, PlannedRun
     from runners.planning.plan import Plan
 
-MODEL_EFFICIENCY = 0.5  # of the probe's matrix-product rate that a training step reaches; coarse, and said to be
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OnExperiment):
@@ -187,22 +185,11 @@ def _estimate_seconds(plan: Plan, todo: Sequence[PlannedRun], known: Statuses, s
     workers = min(len(slots.devices), len(todo))
     if done:
         return statistics.median(done) * len(todo) / workers, "finished runs of this plan"
-    rate = _matmul_flops_per_s(slots) * MODEL_EFFICIENCY
+    from runners.execution.slots import training_flops_per_s
+
+    rate = training_flops_per_s(slots)
     flops = sum(run.recipe.train.num_tokens * run.recipe.flops_per_token for run in todo)
     return flops / rate / workers, "a matrix product timed on this machine; within a factor of two or so"
-
-
-def _matmul_flops_per_s(slots: Slots) -> float:
-    import torch
-
-    from runners.runs.machine import matmul_flops
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(slots.threads)
-    try:
-        return matmul_flops(torch.device(slots.devices[0]), times=3)  # a rough guide, at once
-    finally:
-        torch.set_num_threads(before)
 
 
 def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:

@@ -54,12 +54,15 @@ def run(options: Options, context: Context) -> int:
     from llama_variants.errors import ConfigError, Problem
     from runners.data.config import DataError
     from runners.execution.sweep import run_plan
-    from runners.verdicts import read_requirements
 
-    required = read_requirements(options.require, plan)
-    if required and mirrors.absent():
+    if options.require and mirrors.absent():
         allowed = "nothing where mlflow is not installed: verdicts are read from it"
         raise ConfigError([Problem(path=("--require",), received=", ".join(options.require), allowed=allowed)])
+    required: dict[str, set[str]] = {}
+    if options.require:
+        from runners.verdicts import read_requirements  # with pandas, scipy and matplotlib, which training does without
+
+        required = read_requirements(options.require, plan)
     console = Console(soft_wrap=True, markup=False)
     failed = []
     try:

@@ -1,0 +1,74 @@
+"""`gpu`: all that is to be done on a card, within the minutes there are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from runners.verbs.common import CACHE, Context, add_device, seconds, verb
+from runners.verbs.progress import print_now
+
+LEFT = 3
+"""Exit code where the minutes are over and something is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What, on which base and device, for how long, and where the results go."""
+
+    base: str | None
+    device: str
+    minutes: float | None
+    parts: str
+    out: Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of :class:`Options`."""
+    parser.add_argument("--base", help="a base for all parts (default: smollm2-135m-8m, and the baseline's own)")
+    add_device(parser)
+    parser.add_argument("--minutes", type=seconds, help="there are; then the step in hand saves (default: no end)")
+    parser.add_argument("--parts", default="", metavar="NAMES", help="with commas between (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="FOLDER", help="default gpu-results")
+
+
+def gpu(options: Options, context: Context) -> int:
+    """Carry out what is left. 1 where a step failed, 3 where the minutes were too few."""
+    from runners.gpu.parts import ABLATION_BASE, steps
+    from runners.gpu.session import Session, check_out
+    from runners.planning.plan import load_plan
+    from runners.verbs.common import choose_slots
+
+    check_out(options.out)
+    parts = [part for part in map(str.strip, options.parts.split(",")) if part]
+    slots = choose_slots(
+        load_plan(Path("experiments/controls.yaml"), base=options.base or ABLATION_BASE), options.device
+    )
+    device = slots.devices[0] if len(set(slots.devices)) == 1 else options.device
+    session = Session(
+        out=options.out,
+        cache=CACHE,
+        base=options.base,
+        slots=slots,
+        minutes=options.minutes,
+        stop=context.stop,
+        say=print_now,
+    )
+    failed, left = session.carry_out(steps(options.base, device, parts, options.out))
+    for what, names in (("failed", failed), ("left", left)):
+        if names:
+            print(f"{what}: {', '.join(names)}", file=sys.stderr)
+    print(f"results: {options.out}")
+    return 1 if failed else LEFT if left else 0
+
+
+VERB = verb(
+    Options,
+    gpu,
+    add_arguments,
+    summary="do all that is to be done on a card",
+    description="Carry out tests, bench, ablations and baseline on a card, within the minutes there are.",
+    examples=("gpu --minutes 9", "gpu --parts tests,bench --device cuda", "gpu --base tiny --device cpu"),
+)
