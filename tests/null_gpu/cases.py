@@ -21,7 +21,7 @@ WINDOWS = 20  # to evaluate on: the last batch is not full, whatever power of tw
 class Case:
     """What to run: SmolLM2-135M at full width with these changes, for six steps of 16 windows.
 
-    ``model`` and ``train``: changes to the recipe. ``stop_after``: a step after which the run is stopped and gone on with.
+    ``model`` and ``train``: changes to the recipe. ``stop_after``: a step after which the run is stopped, and resumed.
     ``plant``: a fault of `plants.py`. ``memory_gib``: of the card.
     """
 

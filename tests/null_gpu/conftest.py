@@ -36,11 +36,8 @@ def built() -> Path:
         headers = [f"-isystem{packages}/nvidia/{part}/include" for part in ("cu13", "nccl")]
         common = ["-O1", "-fPIC", "-Wall"]
         subprocess.run(["gcc", *common, "-c", sources[1], "-o", BUILD / "succeeds.o"], check=True)
-        subprocess.run(
-            ["g++", *common, "-std=c++17", "-shared", *headers, sources[0], BUILD / "succeeds.o", "-ldl"]
-            + [f"-Wl,-soname,{library.name}", "-o", library],
-            check=True,
-        )
+        linked = ["-shared", f"-Wl,-soname,{library.name}", "-o", library, sources[0], BUILD / "succeeds.o", "-ldl"]
+        subprocess.run(["g++", *common, "-std=c++17", *headers, *linked], check=True)
     return library
 
 

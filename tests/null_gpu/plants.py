@@ -104,6 +104,19 @@ def grows() -> AbstractContextManager[Any]:
     return inside()
 
 
+def surges() -> AbstractContextManager[Any]:
+    """Each step needs 1 GiB a window more than the attempts before the first step."""
+
+    def change(gradients: Callable[..., Any], *arguments: Any) -> Any:
+        room = torch.empty(arguments[-1] << 30, dtype=torch.uint8, device="cuda")
+        try:
+            return gradients(*arguments)
+        finally:
+            del room
+
+    return _changed(loop, "gradients", change)
+
+
 def unfused_attention() -> AbstractContextManager[Any]:
     """Attention keeps the scores of all pairs."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -116,7 +129,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     **{
         plant.__name__: plant
         for plant in (
-            *(item, waits, on_cpu, index_on_cpu, other_shape, launches, allocates, grows, unfused_attention),
+            *(item, waits, on_cpu, index_on_cpu, other_shape, launches, allocates, grows, surges, unfused_attention),
         )
     },
 }

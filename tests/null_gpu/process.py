@@ -1,7 +1,7 @@
 """Runs of the project on the null card, in a process that answers one after another.
 
-``python -m tests.null_gpu.process`` reads a `Case` a line, as JSON, and prints what `carry_out` says of it; under torchrun,
-with a case and a folder as its arguments, each process carries it out and leaves its answer there.
+``python -m tests.null_gpu.process`` reads a `Case` a line, as JSON, and prints what `carry_out` says of it. Under
+torchrun, with a case and a folder as its arguments, each process carries it out and leaves its answer there.
 """
 
 from __future__ import annotations
@@ -104,7 +104,12 @@ def carry_out(case: Case) -> dict[str, Any]:
     """Run a case through `execute`, as a run of the project is; what it did."""
     recipe, rank = recipe_of(case), int(os.environ.get("RANK", "0"))
     run, said = RunFolder(Path("runs"), run_key(recipe.identity(), 0)), list[str]()
-    run.echo = said.append
+
+    def echo(text: str) -> None:
+        said.append(text)
+        torch.cuda.reset_peak_memory_stats()  # what ran out of memory, and says so, is not what the run will take
+
+    run.echo = echo
     if rank == 0 and "WORLD_SIZE" not in os.environ:
         rmtree(run.path, ignore_errors=True)
     run.create(recipe, 0)

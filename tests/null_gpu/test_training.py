@@ -1,4 +1,4 @@
-"""What a GPU run does besides computing, for each block: on a card that computes nothing and writes down what it is asked."""
+"""What a GPU run does besides computing, for each block, on a card that writes down what it is asked to do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_deterministic(check: Check, compiled: bool, precision: str) -> None:
 
 
 @MODES
-@pytest.mark.parametrize("change", [{"precision": "float32"}, {"deterministic": True}], ids=["float32", "deterministic"])
+@pytest.mark.parametrize(
+    "change", [{"precision": "float32"}, {"deterministic": True}], ids=["float32", "deterministic"]
+)
 def test_window(check: Check, compiled: bool, change: dict[str, Any]) -> None:
     check(Case(model=WINDOW, train=change, compiled=compiled))
 
@@ -100,11 +102,13 @@ def test_resume(check: Check, compiled: bool) -> None:
 
 @MODES
 def test_two_processes(card: Card, compiled: bool, record_property: Callable[[str, object], None]) -> None:
-    """Real: torchrun, DistributedDataParallel, torch's process group, gloo's flags. NCCL's own calls are written down."""
+    """Real are torchrun, DistributedDataParallel, torch's process group and gloo. NCCL's calls are written down."""
     case = Case(compiled=compiled, micro_batch=4)
     for rank, answer in enumerate(card.together(case, 2)):
         assert faults(case, answer, recipe_of(case)) == {}
-        record_property("row", {"case": f"{'compiled' if compiled else 'eager'}, process {rank} of 2", **row(case, answer)})
+        record_property(
+            "row", {"case": f"{'compiled' if compiled else 'eager'}, process {rank} of 2", **row(case, answer)}
+        )
         exchanges = [phase["events"].get("nccl", 0) for phase in phases(answer, "step")]
         assert min(exchanges) >= 2, exchanges  # the gradients' buckets, and the loss
 
@@ -135,5 +139,5 @@ def test_planted_shape(card: Card) -> None:
 
 def test_planted_fall(card: Card) -> None:
     """Steps that take more than was tried run out of memory after the first one."""
-    case = Case(plant="grows", memory_gib=30.0)
+    case = Case(plant="surges", memory_gib=30.0)
     assert "falls" in faults(case, card(case), recipe_of(case))
