@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe
 from runners.training import memory
 from runners.training.compile import attention_kernels, compile_model
-from runners.training.determinism import autocast
+from runners.training.determinism import autocast, make_deterministic
 from runners.training.gradients import gradients, update
 from runners.training.optimizers.adamw import AdamW
 from runners.training.parallel import World
@@ -47,6 +47,7 @@ class Contender:
 
 def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool = False) -> tuple[nn.Module, Step]:
     """What :func:`runners.execution.one_run.execute` sets, and what the loop does between two logged steps."""
+    make_deterministic(recipe.train.deterministic)
     memory.keep_freed(device)
     model = build_model(recipe.model, seed=0, device=device).train()
     if compiled:
@@ -67,6 +68,12 @@ def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool 
 
 def _ours_compiled(recipe: Recipe, device: torch.device, micro_batch: int) -> tuple[nn.Module, Step]:
     return ours(recipe, device, micro_batch, compiled=True)
+
+
+def _ours_deterministic(recipe: Recipe, device: torch.device, micro_batch: int) -> tuple[nn.Module, Step]:
+    """With kernels that give equal bits on every call: beside ``ours-compiled``, what those cost."""
+    fixed = replace(recipe, train=recipe.train.model_copy(update={"deterministic": True}))
+    return ours(fixed, device, micro_batch, compiled=True)
 
 
 def _transformers(recipe: Recipe, device: torch.device, micro_batch: int) -> tuple[nn.Module, Step]:
@@ -183,6 +190,7 @@ REFERENCE = "transformers"
 CONTENDERS = (
     Contender(name="ours", make=ours),
     Contender(name="ours-compiled", make=_ours_compiled, compiles=True),
+    Contender(name="ours-deterministic", make=_ours_deterministic, compiles=True),
     Contender(name=REFERENCE, make=_transformers),
     Contender(name="transformers-compiled", make=_transformers_compiled, compiles=True),
     Contender(name="litgpt", make=_litgpt, needs="litgpt"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from runners.planning.recipe import Recipe
 from runners.runs.machine import matmul_flops
 from runners.training import memory
 from runners.training.autotune import AT_ONCE
+from runners.training.compile import keep_compiled_in
 
 KERNELS = {
     "attention": r"flash|fmha|attention|sdpa",
@@ -32,9 +34,17 @@ KERNELS = {
 
 
 def peers(
-    recipe: Recipe, device: torch.device, names: Sequence[str], rounds: int, least_s: float, say: Callable[[str], None]
+    recipe: Recipe,
+    device: torch.device,
+    names: Sequence[str],
+    rounds: int,
+    least_s: float,
+    scratch: Path,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure the contenders called ``names`` in turn, each in a process of its own and at its best micro-batch.
+
+    Each begins with nothing compiled: it compiles into a folder of its own in ``scratch``.
 
     Returns:
         ``rows``, one for each contender, and ``kernels``, the share of time by class for ours.
@@ -46,7 +56,7 @@ def peers(
             if contender.missing:
                 say(f"{contender.name}: left out; the package {contender.needs} is not installed (make bench has it)")
                 continue
-            guest = guests[contender.name] = stack.enter_context(_Guest(contender.name, recipe, device))
+            guest = guests[contender.name] = stack.enter_context(_Guest(contender.name, recipe, device, scratch))
             row = rows[contender.name] = guest.ask("settle")
             say(f"{contender.name}: {row['startup_s']:.1f} s to the first step, {row['micro_batch']} windows at a time")
         measures = {name: partial(guest.ask, "measure") for name, guest in guests.items()}
@@ -69,10 +79,10 @@ def peers(
 class _Guest:
     """A contender in a process of its own: what it does to the process, or leaves in memory, is nobody else's."""
 
-    def __init__(self, name: str, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, name: str, recipe: Recipe, device: torch.device, scratch: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, name, recipe, device, torch.get_num_threads())
+        arguments = (theirs, name, recipe, device, torch.get_num_threads(), scratch)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
@@ -98,8 +108,9 @@ class _Guest:
         return answer
 
 
-def _serve(pipe: Connection, name: str, recipe: Recipe, device: torch.device, threads: int) -> None:
+def _serve(pipe: Connection, name: str, recipe: Recipe, device: torch.device, threads: int, scratch: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal: the parent decides
+    keep_compiled_in(scratch / name)
     torch.set_num_threads(threads)
     host = _Host(next(c for c in CONTENDERS if c.name == name), recipe, device)
     with contextlib.suppress(EOFError):

@@ -7,19 +7,21 @@ fraction of the time, and names in the state dict stay what they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.runtime.runtime_utils import default_cache_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llama_variants import LlamaForCausalLM
 from llama_variants.model import next_token_loss
 
 MODES = ("auto", "on", "off")
+CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 KINDS = 64  # of layers and shapes that one process may meet: a warm worker trains one variant after another
 
 
@@ -32,8 +34,13 @@ def wants_compile(mode: str, device: torch.device) -> bool:
 
 
 def keep_compiled_in(folder: Path) -> None:
-    """Have later processes find what was compiled, unless the environment names another place."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.resolve()))
+    """Have later processes find what was compiled, unless the environment names another place.
+
+    torch's own default, a folder of the system's temporary ones, is no such name: importing transformers enters it
+    into the environment, as if a user had, and children inherit it.
+    """
+    if os.environ.get(CACHE_DIR, default_cache_dir()) == default_cache_dir():
+        os.environ[CACHE_DIR] = str(folder.resolve())
 
 
 def compile_model(model: LlamaForCausalLM) -> None:
@@ -67,12 +74,29 @@ def eager() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def attention_kernels(device: torch.device, deterministic: bool) -> AbstractContextManager[Any]:
+_preference = ""
+"""What attention preferred when this process last compiled for a card."""
+
+
+@contextmanager
+def attention_kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
     """Inside, attention takes cuDNN's kernel where it can, the fastest on Hopper; it repeats its bits with no other.
 
     Deterministic training leaves cuDNN's out: its backward pass has no such form.
+
+    The kernel is chosen when a graph is traced, and neither Dynamo's guards nor the caches on disk know what was
+    preferred: with one cache, a process would get the kernel of another one's graph. So the preference is in the tag of
+    everything compiled inside, and a change of it forgets what this process has compiled.
     """
+    global _preference
     if device.type != "cuda":
-        return nullcontext()
+        yield
+        return
     kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return sdpa_kernel(kernels[1:] if deterministic else kernels, set_priority=True)
+    kernels = kernels[1:] if deterministic else kernels
+    preference = "attention=" + ",".join(kernel.name for kernel in kernels)
+    if _preference not in ("", preference):
+        torch._dynamo.reset()
+    _preference = preference
+    with sdpa_kernel(kernels, set_priority=True), torch.compiler.config.patch(cache_key_tag=preference):
+        yield

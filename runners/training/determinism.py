@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import statistics
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -25,32 +23,16 @@ def make_deterministic(enabled: bool) -> None:
 
     Off with it goes cuDNN's attention, whose backward pass has no such form; flash attention's has one. An operation
     that has none raises RuntimeError when it is called. On a CPU every kernel of this model is deterministic anyway.
+
+    Compiled code is deterministic only if nothing in it was chosen by a stopwatch: with two cold caches, two machines
+    of one kind may else take other configurations of a kernel, and give other bits.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; its size on Hopper anyway
     torch.use_deterministic_algorithms(enabled)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, and shows nothing
+    torch._inductor.config.deterministic = enabled
     torch.backends.cudnn.deterministic = enabled
     torch.backends.cuda.enable_cudnn_sdp(not enabled)
-
-
-def price_of_determinism(step: Callable[[], object], device: torch.device, pairs: int = 5) -> float:
-    """Time of ``step`` with deterministic kernels over its time without, in turn; the median of ``pairs``.
-
-    Leaves the deterministic ones on.
-    """
-
-    def seconds(deterministic: bool) -> float:
-        make_deterministic(deterministic)
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    for deterministic in (False, True):
-        seconds(deterministic)  # warm
-    free, fixed = zip(*[(seconds(False), seconds(True)) for _ in range(pairs)], strict=True)
-    return statistics.median(fixed) / statistics.median(free)
 
 
 def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> None:

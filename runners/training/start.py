@@ -8,9 +8,7 @@ from runners.runs.checkpoint import Checkpoint
 from runners.training import gates, memory
 from runners.training.autotune import settle
 from runners.training.compile import wants_compile
-from runners.training.determinism import make_deterministic, price_of_determinism
-from runners.training.gradients import gradients
-from runners.training.parallel import World
+from runners.training.determinism import make_deterministic
 from runners.training.state import Progress, Training, batch_id
 
 
@@ -50,9 +48,3 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
         compiled=progress.compiled if kept else wants_compile(compile_mode, device),
         micro_batch=micro_batch or progress.micro_batch,
     )
-    if config.deterministic and not checkpoint:
-        probe = probe[: progress.micro_batch]
-        price = price_of_determinism(lambda: gradients(model, probe, config, World(), len(probe)), device)
-        training.say(
-            f"deterministic: {price:.2f} times the time of a step without (forward and backward, median of 5 pairs)"
-        )

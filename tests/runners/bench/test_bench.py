@@ -28,6 +28,7 @@ from runners.planning.bases import load_base
 from runners.planning.components import SCHEDULE
 from runners.planning.lookup import find_file
 from runners.training import loop as loop
+from runners.training.determinism import make_deterministic
 from tests.llama_variants.models import TINY
 from tests.runners.children import SEED
 from tests.runners.helpers import carried_out, changed
@@ -112,6 +113,25 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     _, step = contenders.ours(replace(recipe, train=changed(recipe.train, lr=rate)), CPU, recipe.train.batch_size)
     batches = [torch.from_numpy(split.batch(i, seed=SEED, batch_size=4, seq_len=32)) for i in range(2)]
     assert [float(step(batch)) for batch in batches] == losses
+
+
+def test_deterministic_steps_are_a_contender(project, monkeypatch):
+    """With the kernels of `deterministic: true`, in a process of its own; on a CPU it gives the same losses."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(contenders, "compile_model", lambda model: None)
+    recipe = load_base(find_file("base", "micro"))[1]
+    make = {c.name: c.make for c in CONTENDERS}
+    assert [c.compiles for c in CONTENDERS if c.name == "ours-deterministic"] == [True]
+    batch = torch.randint(300, (4, 32), generator=torch.Generator().manual_seed(0))
+    found = []
+    try:
+        for name in ("ours-compiled", "ours-deterministic"):
+            _, step = make[name](recipe, CPU, 2)
+            assert torch.are_deterministic_algorithms_enabled() == (name == "ours-deterministic")
+            found.append([float(step(batch)) for _ in range(3)])
+    finally:
+        make_deterministic(False)
+    assert found[0] == found[1]
 
 
 def test_the_reference_trains_the_same_model(project, monkeypatch):

@@ -6,20 +6,34 @@ pytest's import hook wraps every forward in checks that cannot be compiled, so t
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from llama_variants import LlamaForCausalLM, build_model
 from runners.planning.bases import load_base
 from runners.planning.recipe import TrainConfig
 from runners.runs.folder import RunFolder
 from runners.training import autotune
+from runners.training import compile as compile_module
 from runners.training.autotune import AT_ONCE, find_micro_batch, settle
-from runners.training.compile import compile_model, eager, is_compiled, keep_compiled_in, uncompile_model, wants_compile
+from runners.training.compile import (
+    CACHE_DIR,
+    attention_kernels,
+    compile_model,
+    eager,
+    is_compiled,
+    keep_compiled_in,
+    uncompile_model,
+    wants_compile,
+)
 from runners.training.gradients import gradients
 from runners.training.loss import evaluate
 from runners.training.parallel import World
@@ -203,6 +217,69 @@ def test_running_out_of_memory_is_no_reason_not_to_compile(config, monkeypatch):
     needs(room=0)
     with pytest.raises(torch.OutOfMemoryError):
         settle(model, optimizer, batch, config, World(), print, compiled=True, micro_batch=1)
+
+
+def said_by(code: str, **environment: str) -> list[str]:
+    """What a Python of its own prints, with nothing but these variables said about compiling."""
+    own = {name: value for name, value in os.environ.items() if name != CACHE_DIR} | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_compiled_code_is_kept_where_it_is_told_and_where_the_user_says(tmp_path):
+    """transformers enters torch's own default into the environment, as if a user had set it."""
+    code = f"""
+import os, pathlib, transformers, torch._dynamo
+print(os.environ["{CACHE_DIR}"])
+from runners.training.compile import keep_compiled_in
+keep_compiled_in(pathlib.Path({str(tmp_path / "ours")!r}))
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+print(cache_dir())
+"""
+    default, place = said_by(code)
+    assert default == default_cache_dir() != place == str(tmp_path / "ours")
+    assert said_by(code, **{CACHE_DIR: str(tmp_path / "own")}) == [str(tmp_path / "own")] * 2
+    assert said_by(code, **{CACHE_DIR: default}) == [default, place]  # as a child inherits it
+
+
+COMPILES = """
+import pathlib, sys, torch
+from torch._dynamo.utils import counters
+from runners.training.compile import attention_kernels, keep_compiled_in
+keep_compiled_in(pathlib.Path(sys.argv[1]))
+with attention_kernels(torch.device(sys.argv[2]), sys.argv[3] == "fixed"):
+    torch.compile(lambda x: (x @ x).relu())(torch.ones(8, 8))
+print(counters["inductor"]["fxgraph_cache_hit"], counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_a_cache_on_disk_keeps_what_attention_preferred_apart(tmp_path):
+    """One folder, a process each: the second of a kind finds the first one's code, and none finds another kind's."""
+    code = COMPILES.replace("sys.argv[1]", repr(str(tmp_path)))
+    hits = []
+    for device, fixed in (("cuda", "free"), ("cuda", "fixed"), ("cpu", "free"), ("cuda", "free"), ("cuda", "fixed")):
+        said = said_by(code.replace("sys.argv[2]", repr(device)).replace("sys.argv[3]", repr(fixed)))
+        hits.append(any(map(int, said)))
+    assert hits == [False, False, False, True, True]
+
+
+def test_a_process_forgets_what_it_compiled_for_another_preference(monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(compile_module, "_preference", "")
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append(torch.compiler.config.cache_key_tag))
+    cpu, card = torch.device("cpu"), torch.device("cuda:0")
+    tags = []
+    for device, deterministic in ((card, False), (card, False), (cpu, True), (card, True), (card, True), (card, False)):
+        with attention_kernels(device, deterministic):
+            tags.append(torch.compiler.config.cache_key_tag)
+        assert torch.compiler.config.cache_key_tag == ""
+    fast, fixed = tags[0], tags[3]
+    assert tags == [fast, fast, "", fixed, fixed, fast]
+    assert "CUDNN" in fast
+    assert "CUDNN" not in fixed
+    assert len(forgotten) == 2
 
 
 def test_compiling_is_for_cards_unless_asked_for():
