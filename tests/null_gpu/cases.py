@@ -46,10 +46,10 @@ def recipe_of(case: Case) -> Recipe:
     return replace(base, model=model, data=data, train=train, eval=evaluation)
 
 
-def write_text() -> None:
+def write_text(folder: Path) -> None:
     """Random words, for six steps and the evaluation."""
-    Path("text").mkdir(exist_ok=True)
+    (folder / "text").mkdir(exist_ok=True)
     for name in ("train", "validation"):
         draw = random.Random(name)
         known = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(5_000)]
-        Path(f"text/{name}.txt").write_text(" ".join(draw.choices(known, k=40_000)))
+        (folder / f"text/{name}.txt").write_text(" ".join(draw.choices(known, k=40_000)))

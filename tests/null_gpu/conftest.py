@@ -9,12 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from filelock import FileLock
 
 from tests.conftest import ROOT
-from tests.null_gpu.cases import Case
+from tests.null_gpu.cases import Case, write_text
 from tests.null_gpu.checks import Answer
 
 HERE = Path(__file__).parent
@@ -61,6 +62,7 @@ class Card:
     def __init__(self, folder: Path) -> None:
         self.folder, self.library = folder, built()
         folder.mkdir(exist_ok=True)
+        write_text(folder)
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(self, case: Case) -> Answer:
@@ -91,8 +93,7 @@ class Card:
 
     def together(self, case: Case, processes: int) -> list[Answer]:
         """What each of several processes did that torchrun started, each with a card of its own."""
-        for old in self.folder.glob("[0-9].json"):
-            old.unlink()
+        rmtree(self.folder / "runs", ignore_errors=True)  # what is finished would not be run again
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run(
             [PYTHON, *launch, "-m", "tests.null_gpu.process", json.dumps(asdict(case)), str(self.folder)],

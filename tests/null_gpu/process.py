@@ -31,7 +31,7 @@ from runners.training import gates, start
 from runners.training.determinism import make_deterministic
 from runners.training.state import Progress, Training
 from tests.null_gpu import card
-from tests.null_gpu.cases import Case, recipe_of, write_text
+from tests.null_gpu.cases import Case, recipe_of
 from tests.null_gpu.plants import PLANTS
 
 
@@ -102,7 +102,7 @@ def watched(record: Record) -> Iterator[None]:
 
 def carry_out(case: Case) -> dict[str, Any]:
     """Run a case through `execute`, as a run of the project is; what it did."""
-    recipe, rank = recipe_of(case), int(os.environ.get("RANK", "0"))
+    recipe = recipe_of(case)
     run, said = RunFolder(Path("runs"), run_key(recipe.identity(), 0)), list[str]()
 
     def echo(text: str) -> None:
@@ -110,7 +110,7 @@ def carry_out(case: Case) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()  # what ran out of memory, and says so, is not what the run will take
 
     run.echo = echo
-    if rank == 0 and "WORLD_SIZE" not in os.environ:
+    if "RANK" not in os.environ:  # of several processes none may be first here
         rmtree(run.path, ignore_errors=True)
     run.create(recipe, 0)
     record = Record(recipe.train.seq_len)
@@ -157,7 +157,6 @@ def main() -> None:
     if len(sys.argv) == 3:  # under torchrun
         Path(sys.argv[2], f"{os.environ['RANK']}.json").write_text(answer(sys.argv[1]))
         return
-    write_text()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is no answer
     for line in sys.stdin:
