@@ -50,6 +50,7 @@ VERBS: Mapping[str, Verb] = {
     "blocks": blocks.VERB,
     "weights": weights.VERB,
 }
+OWN = ("runners", "llama_variants", "analysis")
 STOPPING = "stopping: the step in hand is finished and saved; once more to stop at once"
 
 
@@ -79,6 +80,14 @@ def _carry_out(arguments: Sequence[str] | None) -> int:
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *OWN):
+            raise
+        how = "python -m pip install -r requirements.lock"
+        text = f"the package {package} is not installed, and `{parsed.verb_name}` needs it; install what is pinned: {how}"
+        print(f"error: {text}", file=sys.stderr)
+        return 2
     except (Stopped, KeyboardInterrupt) as stopped:
         if first:
             print("stopped; the same command goes on with what is not done", file=sys.stderr)
@@ -123,5 +132,5 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.arguments(sub)
-        sub.set_defaults(verb=verb)
+        sub.set_defaults(verb=verb, verb_name=name)
     return parser

@@ -14,6 +14,21 @@ from scipy import stats
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 """Dense bfloat16 with float32 accumulation, by a part of the card's name; from the makers' data sheets."""
 
+BANDWIDTH = {
+    "H100": 3.35e12,
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H200": 4.8e12,
+    "B200": 8.0e12,
+    "A100-SXM4-40GB": 1.555e12,
+    "A100-PCIE-40GB": 1.555e12,
+    "A100-SXM4-80GB": 2.039e12,
+    "A100 80GB PCIe": 1.935e12,
+    "L40S": 0.864e12,
+    "4090": 1.008e12,
+}
+"""Bytes/s of a card's memory, by a part of its name, the longest that fits; from the makers' data sheets."""
+
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told."""
@@ -82,3 +97,9 @@ def peak_flops(device: torch.device) -> float | None:
     """The card's peak in bfloat16; None where it is not known, as for a processor."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+def bandwidth(name: str) -> float | None:
+    """Bytes/s of the memory of the card called ``name`` (as torch.cuda.get_device_name); None where not known."""
+    parts = [part for part in BANDWIDTH if part in name]
+    return BANDWIDTH[max(parts, key=len)] if parts else None

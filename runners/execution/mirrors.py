@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,18 @@ class Mirrors:
         self.uri = checked(uri or address.tracking_uri())
         self._made: dict[str, Mirror] = {}
         self._down = False
+        self._found = importlib.util.find_spec("mlflow") is not None
+
+    def absent(self) -> bool:
+        """Whether MLflow is not installed; where it is not, a line on stderr says so, once in a command.
+
+        Training does without it: the run folders hold everything, and are mirrored where it is.
+        """
+        if not (self._found or self._down):
+            self._down = True
+            text = "note: mlflow is not installed: runs are not mirrored (python -m runners report … does it later)"
+            print(text, file=sys.stderr, flush=True)
+        return not self._found
 
     def of(self, plan: Plan) -> Mirror:
         """The mirror of one stage."""
@@ -61,6 +74,8 @@ class Mirrors:
 
     def mirror(self, plan: Plan, run: PlannedRun) -> None:
         """Mirror a single run, for at most ``LAST_S``; where that fails, a line says so."""
+        if self.absent():
+            return
         try:
             within(LAST_S, lambda: self.of(plan).sync(run))
         except Exception as error:
@@ -110,12 +125,15 @@ class Mirroring:
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> None:
-        self._thread.start()
+        if not self.mirrors.absent():
+            self._thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leaving.set()
+        if self._thread.ident is None:  # there was nothing to start it for
+            return
         try:
             patience = LEAVE_LOCAL_S if address.database(self.mirrors.uri) else LEAVE_S
             self._thread.join(0 if self._fails else patience)

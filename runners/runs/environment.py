@@ -44,13 +44,21 @@ def environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "memory_bytes": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "world_size": str(world_size),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         **_accelerator(device),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         **{name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
         **_git_state(),
     }
+
+
+def _version(package: str) -> str:
+    """``absent`` where it is not installed: a machine that trains needs no tracking store, say."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _accelerator(device: torch.device) -> dict[str, str]:

@@ -51,11 +51,15 @@ def run(options: Options, context: Context) -> int:
     slots = choose_slots(plan, options.device, options.jobs)
     from rich.console import Console
 
+    from llama_variants.errors import ConfigError, Problem
     from runners.data.config import DataError
     from runners.execution.sweep import run_plan
     from runners.verdicts import read_requirements
 
     required = read_requirements(options.require, plan)
+    if required and mirrors.absent():
+        allowed = "nothing where mlflow is not installed: verdicts are read from it"
+        raise ConfigError([Problem(path=("--require",), received=", ".join(options.require), allowed=allowed)])
     console = Console(soft_wrap=True, markup=False)
     failed = []
     try:
@@ -74,6 +78,9 @@ def run(options: Options, context: Context) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if mirrors.absent():
+        print("not judged: verdicts are read from MLflow. Where it is installed, `report` judges these run folders.")
+        return 1 if failed else 0
     met = print_report(plan, mirrors, options, required)
     return 1 if failed or not met else 0
 

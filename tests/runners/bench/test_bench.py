@@ -244,3 +244,18 @@ def test_a_contender_that_dies_says_what_of(cli, project, monkeypatch):
     assert "transformers" in done.stderr
     assert "no stock Llama" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "terabytes"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35),
+        ("NVIDIA H100 PCIe", 2.0),
+        ("NVIDIA H200", 4.8),
+        ("NVIDIA A100-SXM4-80GB", 2.039),
+        ("NVIDIA A100 80GB PCIe", 1.935),
+    ],
+)
+def test_a_cards_bandwidth_is_that_of_the_longest_name_that_fits(name, terabytes):
+    assert measure.bandwidth(name) == pytest.approx(terabytes * 1e12)
+    assert measure.bandwidth("cpu") is None
