@@ -7,7 +7,7 @@ from typing import Any
 
 from runners.planning.recipe import Recipe
 from runners.training.gates import GRADIENT_STEPS
-from tests.null_gpu.cases import BATCH, EVALUATES, STEPS, Case
+from tests.null_gpu.cases import BATCH, EVALUATES, Case
 
 MOST_LAUNCHES = {False: (30, 90, 150), True: (60, 60, 60)}
 """By whether it is compiled: for a step, for each of its micro-batches, and for each layer of each micro-batch. Half as
@@ -25,9 +25,15 @@ def phases(answer: Answer, name: str, *steps: int) -> list[dict[str, Any]]:
 
 
 def steady_steps(answer: Answer) -> list[dict[str, Any]]:
-    """Those that are neither logged nor evaluated, after the first ones, in which the gradients are watched."""
-    first = min(phase["step"] for phase in phases(answer, "step")) + GRADIENT_STEPS
-    return phases(answer, "step", *(step for step in range(first, STEPS) if step % EVALUATES))
+    """The last two that are neither logged nor evaluated, nor among the first ones, whose gradients are watched."""
+    made = [phase["step"] for phase in phases(answer, "step")]
+    plain = [step for step in made[GRADIENT_STEPS:-1] if step % EVALUATES]
+    return phases(answer, "step", *plain[-2:])
+
+
+def evaluations(answer: Answer) -> list[dict[str, Any]]:
+    """What followed the steps after which the run was evaluated."""
+    return [phase for phase in phases(answer, "after") if phase["step"] % EVALUATES == 0]
 
 
 def count(found: list[dict[str, Any]], kind: str) -> int:
@@ -37,7 +43,7 @@ def count(found: list[dict[str, Any]], kind: str) -> int:
 
 def kernels(answer: Answer) -> set[str]:
     """Which kernels computed attention in the steady steps and in the evaluations."""
-    found = steady_steps(answer) + phases(answer, "after", EVALUATES, STEPS)
+    found = steady_steps(answer) + evaluations(answer)
     return {kernel for phase in found for kernel in phase["attention"]}
 
 
@@ -84,8 +90,7 @@ def _faults(case: Case, answer: Answer, recipe: Recipe) -> Iterator[tuple[str, s
     ):
         if (found := count(steady, kind)) > allowed:
             yield name, f"{found} in a steady step, at most {allowed}"
-    evaluations = phases(answer, "after", EVALUATES, STEPS)
-    if (found := count(evaluations, "d2h")) > EVALUATION_READS:
+    if (found := count(evaluations(answer), "d2h")) > EVALUATION_READS:
         yield "read-backs", f"{found} in an evaluation, at most {EVALUATION_READS}"
     if answer["compiled"] != case.compiled:
         yield "compiled", f"{answer['compiled']}: {answer['said']}"
@@ -111,7 +116,7 @@ def row(case: Case, answer: Answer) -> dict[str, Any]:
         "allocated": count(steady, "alloc"),
         "recompiled": compiled_late(answer),
         "launches": count(steady, "launches"),
-        "evaluation": count(phases(answer, "after", EVALUATES), "launches"),
+        "evaluation": count(evaluations(answer), "launches"),
         "attention": "+".join(sorted(kernels(answer))),
         "predicted GiB": f"{tried / 2**30:.2f}" if searches(case) else "",
         "seen GiB": f"{seen / 2**30:.2f}",

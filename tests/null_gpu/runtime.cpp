@@ -129,6 +129,7 @@ static cudaError_t copy(void* to, const void* from, size_t bytes) {
     Lock lock(mutex);
     if (into && out_of) {
         say("copy d2d %zu", bytes);
+        if (just_written.count(from)) just_written[to] = just_written[from];
     } else if (into) {
         say("copy h2d %zu%s", bytes, holds(host_blocks, from) ? "" : " pageable");
         if (bytes <= 65536) just_written[to].assign(static_cast<const char*>(from), bytes);
@@ -496,15 +497,16 @@ API cublasStatus_t cublasLtMatmul(
     return product(out->rows, out->columns, turned ? left->rows : left->columns, out->batch);
 }
 
-// NCCL: the processes meet in torch's own store; what they would exchange is written down.
+// NCCL: the processes meet in torch's own store; what they would exchange is written down. Each gets its own values
+// back, as if the others had the same: DistributedDataParallel compares the models of all before it starts.
 static ncclResult_t exchange(const char* what, size_t count) { return say("nccl %s %zu", what, count), ncclSuccess; }
 
 API ncclResult_t ncclGetUniqueId(ncclUniqueId* out) { return *out = {}, ncclSuccess; }
-API ncclResult_t ncclCommInitRank(ncclComm_t* out, int, ncclUniqueId, int) {
-    return *out = ncclComm_t(malloc(8)), ncclSuccess;
+API ncclResult_t ncclCommInitRank(ncclComm_t* out, int size, ncclUniqueId, int) {
+    return *out = reinterpret_cast<ncclComm_t>(new int(size)), ncclSuccess;
 }
-API ncclResult_t ncclCommInitRankConfig(ncclComm_t* out, int, ncclUniqueId, int, ncclConfig_t*) {
-    return *out = ncclComm_t(malloc(8)), ncclSuccess;
+API ncclResult_t ncclCommInitRankConfig(ncclComm_t* out, int size, ncclUniqueId id, int rank, ncclConfig_t*) {
+    return ncclCommInitRank(out, size, id, rank);
 }
 API ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t* out) { return *out = ncclSuccess, ncclSuccess; }
 API ncclResult_t ncclAllReduce(
@@ -514,6 +516,13 @@ API ncclResult_t ncclAllReduce(
 API ncclResult_t ncclBroadcast(const void*, void*, size_t count, ncclDataType_t, int, ncclComm_t, cudaStream_t) {
     return exchange("broadcast", count);
 }
-API ncclResult_t ncclAllGather(const void*, void*, size_t count, ncclDataType_t, ncclComm_t, cudaStream_t) {
+API ncclResult_t ncclAllGather(
+    const void* from, void* to, size_t count, ncclDataType_t, ncclComm_t communicator, cudaStream_t) {
+    Lock lock(mutex);
+    if (just_written.count(from)) {
+        std::string own = just_written[from];
+        for (int rank = 0; rank < *reinterpret_cast<int*>(communicator); rank++)
+            just_written[static_cast<char*>(to) + rank * own.size()] = own;
+    }
     return exchange("all_gather", count);
 }

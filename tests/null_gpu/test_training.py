@@ -103,7 +103,8 @@ def test_resume(check: Check, compiled: bool) -> None:
 @MODES
 def test_two_processes(card: Card, compiled: bool, record_property: Callable[[str, object], None]) -> None:
     """Real are torchrun, DistributedDataParallel, torch's process group and gloo. NCCL's calls are written down."""
-    case = Case(compiled=compiled, micro_batch=4)
+    # DistributedDataParallel takes the times of its first ten steps, and waits for them.
+    case = Case(train={"num_steps": 15}, compiled=compiled, micro_batch=4)
     for rank, answer in enumerate(card.together(case, 2)):
         assert faults(case, answer, recipe_of(case)) == {}
         record_property(
