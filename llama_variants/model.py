@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from llama_variants.blocks.masks import documents_of, extent, visible
+from llama_variants.blocks.masks import Mask, by_element, documents_of, extent, visible
 from llama_variants.config import ModelConfig
 from llama_variants.pretrained import CACHE, PreTrainedLlama, check_known
 from llama_variants.registry import EMBEDDING, HEAD, NORM, RESIDUAL, ROTARY
@@ -35,6 +35,8 @@ class LlamaModel(PreTrainedLlama):
     """
 
     gradient_checkpointing = False  # transformers sets it, and _gradient_checkpointing_func
+    residual_stream: torch.dtype | None = None
+    """Type of the residual stream under autocast; that of the embedding when None."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -77,6 +79,8 @@ class LlamaModel(PreTrainedLlama):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, d)
+        if self.residual_stream is not None and torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.residual_stream)  # the layers keep it: they add what autocast computed
         cache = past_key_values if cache is None else cache
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if again:
@@ -93,18 +97,20 @@ class LlamaModel(PreTrainedLlama):
             )
         states: list[Tensor] | None = [x] if self.asked("output_hidden_states", output_hidden_states) else None
         rotations: dict[nn.Module, Any] = {}
-        masks: dict[int | None, Tensor | None] = {}
+        masks: dict[tuple[int | None, bool], Mask | None] = {}
         for layer in self.layers:
             attention: Any = layer.self_attn
             rotary, window = attention.rotary, attention.window
             if rotary not in rotations:
                 rotations[rotary] = rotary.rotation(position_ids)
-            if window not in masks:
-                masks[window] = mask_for(window)
+            # FlexAttention has no backward pass on a processor, and is slow where it is not compiled.
+            seen = (window, x.is_cuda and layer._compiled_call_impl is not None)
+            if seen not in masks:
+                masks[seen] = mask_for(*seen)
             if attention.eager != eager or attention.record is not attentions:
                 attention.eager, attention.record = eager, attentions
             compute = partial(self._gradient_checkpointing_func, layer.__call__) if again else layer
-            x = compute(x, rotations[rotary], masks[window], cache)
+            x = compute(x, rotations[rotary], masks[seen], cache)
             if states is not None:
                 states.append(x)
         x = self.norm(x)
@@ -140,8 +146,11 @@ def _rotary(config: ModelConfig) -> nn.Module:
 
 def _seen(
     x: Float[Tensor, "b t d"], attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any
-) -> tuple[Int[Tensor, "#b t"], Callable[[int | None], Tensor | None]]:
-    """The tokens' positions, and which keys each of them sees, as a function of a layer's window."""
+) -> tuple[Int[Tensor, "#b t"], Callable[[int | None, bool], Mask | None]]:
+    """The tokens' positions, and which keys each of them sees, as a function of a layer's window.
+
+    The function's second argument says whether the layer takes a BlockMask.
+    """
     time = x.shape[1]
     past, total = extent(time, cache)
     counted = (torch.arange(time, device=x.device) + past)[None]  # (1, t)
@@ -154,15 +163,15 @@ def _seen(
     padding = _padding(attention_mask, time, total, fixed=bool(getattr(cache, "is_compileable", False)))
     documents = None if position_ids is None or time == 1 else _documents(position_ids, padding, cache)
 
-    def seen(window: int | None) -> Tensor | None:
-        return visible(time, past, window, padding, x.device, total=total, documents=documents)
+    def seen(window: int | None, by_block: bool) -> Mask | None:
+        return visible(time, past, window, padding, x.device, total=total, documents=documents, by_block=by_block)
 
     return counted if position_ids is None else position_ids, seen
 
 
-def _windowed(mask: Tensor, time: int, past: int | Tensor, total: int, window: int | None) -> Tensor:
+def _windowed(mask: Tensor, time: int, past: int | Tensor, total: int, window: int | None, by_block: bool) -> Tensor:
     """A mask (b, 1, t, s) that was given, in a layer's window too: generation makes such masks and knows of none."""
-    own = None if window is None else visible(time, past, window, None, mask.device, total=total)
+    own = None if window is None else by_element(visible(time, past, window, None, mask.device, total=total))
     if own is None:
         return mask
     return mask & own if mask.dtype == torch.bool else mask.masked_fill(~own, torch.finfo(mask.dtype).min)

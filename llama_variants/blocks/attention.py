@@ -15,9 +15,10 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from llama_variants.blocks.fused import project_together
-from llama_variants.blocks.masks import extent, visible
+from llama_variants.blocks.masks import Mask, by_element, extent, visible
 from llama_variants.config import ModelConfig
 from llama_variants.errors import Problem
 from llama_variants.registry import ATTENTION, NORM, ROTARY, BlockConfig, Cost, residual_output
@@ -182,15 +183,15 @@ class LlamaAttention(nn.Module):
         return self.o_proj(y)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Tensor | None = None, cache: Any = None
+        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Mask | None = None, cache: Any = None
     ) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d).
 
         Args:
             x: hidden states of the newest t positions.
             rotation: what the rotary made of their positions; made here when None.
-            mask: which keys each query sees (1 or b, 1 or h, t, s), or what is added to its scores; the earlier ones,
-                in the window, when None.
+            mask: which keys each query sees (1 or b, 1 or h, t, s), or what is added to its scores; a BlockMask is
+                for compiled code; the earlier ones, in the window, when None.
             cache: a transformers Cache that holds the keys and values of earlier positions.
         """
         batch, time, _ = x.shape
@@ -204,15 +205,18 @@ class LlamaAttention(nn.Module):
         q, k = self.rotary.rotate(q, rotation), self.rotary.rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)  # (b, g, s, k)
-        if self.eager:
-            y, weights = written_out(q, k, v, mask)
+        shared = self.num_kv_heads != self.num_heads
+        if isinstance(mask, BlockMask) and torch.compiler.is_compiling():
+            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=shared)  # eager, it would hold all scores
+        elif self.eager:
+            y, weights = written_out(q, k, v, by_element(mask))
             if self.record is not None:
                 self.record.append(weights)
         else:
             # bool(): under torch.jit.trace a comparison of sizes is a tensor.
-            y = F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=bool(mask is None and time > 1), enable_gqa=self.num_kv_heads != self.num_heads
-            )  # (b, h, t, k)
+            causal = bool(mask is None and time > 1)
+            y = F.scaled_dot_product_attention(q, k, v, by_element(mask), is_causal=causal, enable_gqa=shared)
+        # y: (b, h, t, k)
         return self.merge(y.transpose(1, 2).reshape(batch, time, -1), x)  # (b, t, h·k) → (b, t, d)
 
 

@@ -5,12 +5,17 @@ Axes: b batch, t time (of the queries), s time of the keys (t and what a cache h
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
+
+Mask = Tensor | BlockMask
+"""Which keys each query sees, by element or, for compiled layers on a card, by block."""
 
 
 def visible(
@@ -22,7 +27,8 @@ def visible(
     *,
     total: int | None = None,
     documents: Int[Tensor, "_ t"] | None = None,
-) -> Bool[Tensor, "#b 1 t s"] | None:
+    by_block: bool = False,
+) -> Bool[Tensor, "#b 1 t s"] | BlockMask | None:
     """Which keys each query sees; None where that is every earlier one, which needs no mask.
 
     Args:
@@ -33,6 +39,7 @@ def visible(
         device: where the mask is made.
         total: s, where the cache is of a fixed size; past + t when None.
         documents: the number of each position's document, where a row holds several; only without a cache.
+        by_block: whether a window alone, without cache and padding, may be a BlockMask.
     """
     grows = not isinstance(past, Tensor) and total in (None, past + time)
     if total is None:
@@ -42,6 +49,9 @@ def visible(
         window = None
     if padding is None and window is None and documents is None and grows and (time == 1 or past == 0):
         return None
+    if by_block and padding is None and documents is None and grows and past == 0:
+        assert window is not None  # without one nothing is left to mask
+        return window_blocks(window, time, device)
     key = torch.arange(total, device=device)
     query = (torch.arange(time, device=device) + past)[:, None]  # (t, 1)
     mask = key <= query  # (t, s)
@@ -55,6 +65,31 @@ def visible(
         # A query that is padding itself sees itself: a row without any key would be not-a-number in some kernels.
         mask = mask & padding[:, None, None, :] | (key == query)
     return mask
+
+
+@lru_cache(maxsize=32)
+def window_blocks(window: int, time: int, device: torch.device) -> BlockMask:
+    """The newest ``window`` keys of each of ``time`` queries, by blocks of 128: FlexAttention skips those outside.
+
+    Kept: one object for all layers and steps, which compiled code then recognises.
+    """
+
+    with torch.inference_mode(False):  # it is kept for training too
+        return create_block_mask(
+            lambda _batch, _head, query, key: (key <= query) & (key > query - window),
+            None,
+            None,
+            time,
+            time,
+            device=device,
+        )
+
+
+def by_element(mask: Mask | None) -> Tensor | None:
+    """``mask`` as a tensor (…, t, s), for attention that is not compiled."""
+    if not isinstance(mask, BlockMask):
+        return mask
+    return create_mask(mask.mask_mod, None, None, *mask.seq_lengths, device=mask.kv_indices.device)
 
 
 def extent(time: int, cache: Any, layer_idx: int = 0) -> tuple[int | Tensor, int]:

@@ -94,6 +94,10 @@ class LayerNorm(nn.LayerNorm):
         """Gains start at one, biases at zero."""
         self.reset_parameters()
 
+    def forward(self, x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes d"]:
+        """``x`` (…, d) normalised over its last axis, in the gains' precision; same shape and dtype."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
 
 @NORM.register("dyt")
 class DynamicTanh(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from llama_variants.blocks.masks import Mask
 from llama_variants.config import ModelConfig
 from llama_variants.registry import ATTENTION, MLP, NORM, RESIDUAL, BlockConfig, Cost
 
@@ -55,7 +56,7 @@ class LlamaDecoderLayer(nn.Module):
             self.add_module(name, NORM[config.norm.type].from_config(config.norm, config.hidden_size))
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Tensor | None = None, cache: Any = None
+        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Mask | None = None, cache: Any = None
     ) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d); the rest goes to the attention."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
@@ -76,7 +77,7 @@ class PostNormLayer(LlamaDecoderLayer):
         norms: ClassVar = ("input_layernorm", "post_attention_layernorm")
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Tensor | None = None, cache: Any = None
+        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Mask | None = None, cache: Any = None
     ) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d); the rest goes to the attention."""
         x = self.input_layernorm(x + self.self_attn(x, rotation, mask, cache))
@@ -105,7 +106,7 @@ class SandwichLayer(LlamaDecoderLayer):
     mlp_output_layernorm: nn.Module
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Tensor | None = None, cache: Any = None
+        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Mask | None = None, cache: Any = None
     ) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d); the rest goes to the attention."""
         x = x + self.attention_output_layernorm(self.self_attn(self.input_layernorm(x), rotation, mask, cache))
@@ -126,7 +127,7 @@ class ParallelLayer(LlamaDecoderLayer):
         norms: ClassVar = ("input_layernorm",)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Tensor | None = None, cache: Any = None
+        self, x: Float[Tensor, "b t d"], rotation: Any = None, mask: Mask | None = None, cache: Any = None
     ) -> Float[Tensor, "b t d"]:
         """``x`` (b, t, d) → (b, t, d); the rest goes to the attention."""
         y = self.input_layernorm(x)

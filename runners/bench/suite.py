@@ -131,7 +131,10 @@ def _recipe(request: BenchRequest) -> tuple[Recipe, str]:
     seq_len = request.seq_len or train.seq_len
     tokens = request.tokens or (train.tokens_per_step if train.tokens_per_step % seq_len == 0 else seq_len)
     precision = "float32" if request.device.type == "cpu" else train.precision  # bfloat16 is many times slower there
-    train = train.model_copy(update={"seq_len": seq_len, "tokens_per_step": tokens, "precision": precision})
+    stream = "float32" if precision == "float32" else train.residual_stream
+    train = train.model_copy(
+        update={"seq_len": seq_len, "tokens_per_step": tokens, "precision": precision, "residual_stream": stream}
+    )
     problems = list(train.problems())
     if seq_len > recipe.model.max_position_embeddings:
         problems.append(

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 from llama_variants.config import ModelConfig
 from llama_variants.errors import ConfigError, M, Problem, StrictModel, check, show
 from llama_variants.registry import ComponentConfig
-from llama_variants.types import OBSERVES, bearing
+from llama_variants.types import OBSERVES, Neutral, bearing
 from runners.data.config import DataConfig, Sizes, too_large
 from runners.planning.components import (
     OPTIMIZER,
@@ -49,6 +49,8 @@ class TrainConfig(StrictModel):
     max_grad_norm: PositiveFloat  # global norm at which gradients are clipped
     precision: Literal["float32", "bfloat16"]  # bfloat16: autocast over float32 weights
     deterministic: bool  # equal bits from every run on one kind of device, at a price in speed
+    # Type of the residual stream: what the embedding gives, and what layers add to. Norms compute in float32 anyway.
+    residual_stream: Annotated[Literal["float32", "bfloat16"], Neutral("float32")] = "float32"
 
     @property
     def batch_size(self) -> int:
@@ -67,6 +69,12 @@ class TrainConfig(StrictModel):
                 path=("tokens_per_step",),
                 received=str(self.tokens_per_step),
                 allowed=f"a multiple of seq_len ({self.seq_len})",
+            )
+        if self.residual_stream != "float32" and self.precision == "float32":
+            yield Problem(
+                path=("residual_stream",),
+                received=f"{self.residual_stream}, with precision float32",
+                allowed="float32; bfloat16 goes with precision bfloat16",
             )
         yield from (problem.under(("schedule",)) for problem in self.schedule.problems(self.num_steps))
 

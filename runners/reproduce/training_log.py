@@ -22,6 +22,7 @@ from runners.data.batches import Corpus
 from runners.data.token_bytes import token_bytes
 from runners.planning.recipe import run_key
 from runners.runs.folder import RunFolder
+from runners.training.determinism import set_residual_stream
 from runners.training.loss import evaluate
 
 _STEP = re.compile(r"^\S+ \S+ - Step (\d+), Loss: ([^,\s]+), LR: ([^,\s]+)")
@@ -230,6 +231,7 @@ def _by_domain(run: RunFolder, corpus: Corpus, device: torch.device) -> list[str
     split = corpus.validation
     model: Any = load_pretrained(run.final)
     model.to(device)
+    set_residual_stream(model, recipe.train)
     micro_batch = int(run.rows()[0][-1]["metrics"]["memory/micro_batch"])
     windows = split.windows(count, seq_len)
     losses = evaluate(model, windows, batch_size=micro_batch, precision=recipe.train.precision).windows

@@ -12,10 +12,18 @@ import numpy as np
 import torch
 import torch._inductor.config
 
+from llama_variants import LlamaForCausalLM
+from runners.planning.recipe import TrainConfig
+
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """bfloat16 matrix products over float32 weights, or nothing for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def set_residual_stream(model: LlamaForCausalLM, config: TrainConfig) -> None:
+    """Have ``model`` carry its residual stream in the type that the recipe names; weights stay in float32."""
+    model.model.residual_stream = None if config.residual_stream == "float32" else torch.bfloat16
 
 
 def make_deterministic(enabled: bool) -> None:

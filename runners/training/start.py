@@ -8,7 +8,7 @@ from runners.runs.checkpoint import Checkpoint
 from runners.training import gates, memory
 from runners.training.autotune import settle
 from runners.training.compile import wants_compile
-from runners.training.determinism import make_deterministic
+from runners.training.determinism import make_deterministic, set_residual_stream
 from runners.training.state import Progress, Training, batch_id
 
 
@@ -26,6 +26,7 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
     gates.check_recipe(config)
     gates.check_data(training.corpus, recipe)
     training.model = model = build_model(recipe.model, seed=training.seed, device=device)
+    set_residual_stream(model, config)
     training.optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
     training.progress = progress = Progress.of(checkpoint.state if checkpoint else None, config)
     if checkpoint:

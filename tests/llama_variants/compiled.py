@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
+from llama_variants.blocks.masks import visible, window_blocks
 from llama_variants.pretrained import CACHE
 from tests.llama_variants.models import TINY, ids
 from tests.llama_variants.subjects import left_padded, make
@@ -119,10 +120,23 @@ def replaced_projection(model: PreTrainedModel) -> Iterator[Pair]:
     yield compiled(model)(ids(TINY)).logits, want
 
 
+def window_by_block(model: PreTrainedModel) -> Iterator[Pair]:
+    """A layer that is given a window by blocks, as on a card; without gradients, which a processor cannot give."""
+    layer, time, window = model.model.layers[0].double(), 300, 100
+    x = torch.randn(2, time, TINY.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rotation = layer.self_attn.rotary.rotation(torch.arange(time)[None])
+    with torch.no_grad():
+        want = layer(x, rotation, visible(time, 0, window, None, x.device))
+        blocks = window_blocks(window, time, x.device)
+        yield compiled(layer)(x, rotation, blocks), want
+        yield layer(x, rotation, blocks), want
+
+
 CASES = {
     case.__name__: case
     for case in (
         *(plain, padded, padded_with_positions, trained, packed, static_cache, exported, traced, replaced_projection),
+        window_by_block,
     )
 }
 

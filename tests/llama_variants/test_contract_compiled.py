@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.llama_variants.compiled import CASES
 from tests.llama_variants.subjects import OURS
 
-FEW = ["padded-variant", "packed-variant", "traced-variant"]
+FEW = ["padded-variant", "packed-variant", "traced-variant", "window_by_block-windows"]
 
 
 def check(cases: list[str]) -> None:
@@ -22,7 +22,7 @@ def check(cases: list[str]) -> None:
     assert json.loads(done.stdout) == dict.fromkeys(cases, "same")
 
 
-def test_padded_and_packed_batches_take_no_branch():
+def test_padded_packed_and_windowed_batches_take_no_branch():
     check(FEW)
 
 

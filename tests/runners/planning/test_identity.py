@@ -72,6 +72,7 @@ OTHER = {  # another value for each field; what is left out here is a component,
         "max_grad_norm": 2.0,
         "precision": "bfloat16",
         "deterministic": True,
+        "residual_stream": "bfloat16",
     },
     "eval": {"every_steps": 100, "num_windows": 500, "probes": {"loss": {}}},
     "optimizer.adamw": {"betas": [0.9, 0.99], "eps": 1e-9, "weight_decay": 0.1},
@@ -95,6 +96,22 @@ def altered(recipe: Recipe, place: str, name: str) -> Recipe:
     return changed
 
 
+def test_a_stream_in_float32_said_or_not_is_one_run():
+    _, recipe = load_base(ROOT / "experiments/base/smollm2-135m.yaml")
+    said, problems = read_train({"residual_stream": "float32"}, recipe.train)
+    assert said is not None
+    assert not problems
+    assert run_key(replace(recipe, train=said).identity(), 0) == run_key(recipe.identity(), 0)
+
+
+def test_a_bfloat16_stream_needs_bfloat16_products():
+    _, recipe = load_base(ROOT / "experiments/base/tiny.yaml")
+    config, _ = read_train({"residual_stream": "bfloat16", "precision": "float32"}, recipe.train)
+    assert config is not None
+    found = list(config.problems())
+    assert [problem.path for problem in found] == [("residual_stream",)]
+
+
 @given(data=st.data())
 def test_a_changed_field_renames_a_run_exactly_where_it_bears_on_losses(data):
     _, recipe = load_base(ROOT / "experiments/base/tiny.yaml")
@@ -103,7 +120,7 @@ def test_a_changed_field_renames_a_run_exactly_where_it_bears_on_losses(data):
     changed = recipe
     for place, name in chosen:
         changed = altered(changed, place, name)
-    bears = [pair for pair in chosen if not marks(configurations()[pair[0]], pair[1])]
+    bears = [(place, name) for place, name in chosen if OBSERVES not in marks(configurations()[place], name)]
     same = run_key(changed.identity(), 0) == run_key(recipe.identity(), 0)
     assert same == (not bears), chosen
 
