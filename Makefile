@@ -22,7 +22,7 @@ see_venv = $(1) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_p
 	"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-null-gpu golden-equal check lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda test-null-gpu golden-equal check lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -111,6 +111,9 @@ test-kill: setup  ## kill -9 at every place there is, not only at those of test-
 
 test-null-gpu: $(NULL_GPU)  ## what a GPU run asks of its card, on one that computes nothing (no card needed; 6 GB of packages)
 	$(PY) -m pytest $(WORKERS) tests/null_gpu $(ARGS)
+
+test-cuda: setup  ## the tests that need a card, on the first one
+	CUDA_TESTS=yes $(PY) -m pytest -m cuda tests/cuda $(ARGS)
 
 golden-equal: setup  ## whether OLD=COMMIT and NEW=COMMIT (HEAD) compute the same losses to the last digit; if so, they count as one
 	$(PY) -m tests.golden_equal $(OLD) $(NEW)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,14 @@ class PreTrainedLlama(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Draw every parameter by its name (see `blocks/init.py`), in place of transformers' per-module hook.
 
-        Names are those in the language model, so that the model without a head starts with the same values.
+        Names are those in the language model, so that the model without a head starts with the same values. Matrices
+        are drawn on threads, as many as torch has: each has a key of its own, so that no order matters.
         """
         blocks = self.config.blocks
         scheme = INIT[blocks.init.type](blocks)
         lead = "" if hasattr(self, self.base_model_prefix) else f"{self.base_model_prefix}."
         head = self.get_output_embeddings() if blocks.head.tied else None
+        matrices: dict[int, tuple[nn.Module, str]] = {}  # one that two modules share is drawn once, for the last
         for name, module in self.named_modules():
             if getattr(module, "_is_hf_initialized", False):  # by the model inside this one, or read from a checkpoint
                 continue
@@ -70,12 +73,18 @@ class PreTrainedLlama(PreTrainedModel):
             kept = [p for p in own if p is shared or getattr(p, "_is_hf_initialized", False)]  # read from a checkpoint
             if len(kept) == len(own) or any(p.is_meta for p in own):
                 continue
+            module._is_hf_initialized = True
+            if not kept and not hasattr(module, "init_parameters"):
+                matrices[id(own[0])] = module, f"{lead}{name}."
+                continue
             values = [p.detach().clone() for p in kept]
             scheme.fill(module, f"{lead}{name}.", self.config.seed)
             with torch.no_grad():
                 for p, value in zip(kept, values, strict=True):
                     p.copy_(value)
-            module._is_hf_initialized = True
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for filled in [threads.submit(scheme.fill, *matrix, self.config.seed) for matrix in matrices.values()]:
+                filled.result()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie the head to the embedding where the configuration says so, and no file has two weights that differ.

@@ -85,8 +85,8 @@ def _carry_out(arguments: Sequence[str] | None) -> int:
         if package in ("", *OWN):
             raise
         how = "python -m pip install -r requirements.lock"
-        text = f"the package {package} is not installed, and `{parsed.verb_name}` needs it; install what is pinned: {how}"
-        print(f"error: {text}", file=sys.stderr)
+        text = f"the package {package} is not installed, and `{parsed.verb_name}` needs it"
+        print(f"error: {text}; install what is pinned: {how}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stopped:
         if first:

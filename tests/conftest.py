@@ -8,6 +8,10 @@ if "OMP_NUM_THREADS" not in os.environ or "OMP_SET_BY_TESTS" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
     os.environ["OMP_SET_BY_TESTS"] = "yes"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where there is a card, the tests of a processor stay such: they and their children see none. Those that need one, in
+# tests/cuda, are run apart, with CUDA_TESTS set (make test-cuda).
+if "CUDA_TESTS" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,8 +12,26 @@ import numpy as np
 import torch
 from scipy import stats
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
-"""Dense bfloat16 with float32 accumulation, by a part of the card's name; from the makers' data sheets."""
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "L4": 121e12,
+    "L40": 181e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "5090": 209e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200": 989e12,
+    "H200 NVL": 835e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+}
+"""Dense bfloat16 with float32 accumulation, in FLOP/s, by whole words of the card's name, the longest that fit.
+
+From NVIDIA's data sheets; where these state what two-to-four sparsity would give, half of it.
+"""
 
 BANDWIDTH = {
     "H100": 3.35e12,
@@ -94,12 +113,16 @@ def _interval(logs: np.ndarray) -> tuple[float, float, float]:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The card's peak in bfloat16; None where it is not known, as for a processor."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    """The card's peak in bfloat16, in FLOP/s; None where it is not known, as for a processor."""
+    return _of_card(PEAK_FLOPS, torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def bandwidth(name: str) -> float | None:
     """Bytes/s of the memory of the card called ``name`` (as torch.cuda.get_device_name); None where not known."""
-    parts = [part for part in BANDWIDTH if part in name]
-    return BANDWIDTH[max(parts, key=len)] if parts else None
+    return _of_card(BANDWIDTH, name)
+
+
+def _of_card(figures: Mapping[str, float], name: str) -> float | None:
+    """The figure of the longest words that stand in a card's name: an "H100 PCIe" is no "H100", nor "H200 NVL" one."""
+    parts = [part for part in figures if re.search(rf"\b{part}\b", name)]
+    return figures[max(parts, key=len)] if parts else None

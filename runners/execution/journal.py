@@ -43,6 +43,16 @@ class Journal:
         self._eval_every = recipe.eval.every_steps
         self._declared = declared(recipe)
 
+    def begin(self, training: Training) -> None:
+        """Before the first step. Raises Stopped where a stop was asked for while the run was being prepared.
+
+        A Ctrl-C reaches the compilers too, and what they did not finish is no reason to go on without: nothing of such
+        a preparation is kept.
+        """
+        (signum,) = training.world.most(self.stop.signum or 0)
+        if signum:
+            raise Stopped(signum, ", before its next step")
+
     def __call__(self, training: Training) -> None:
         """After a step. Raises RunInvalid when a gate fails, and Stopped once the state is saved."""
         self.on_step(training)

@@ -125,12 +125,14 @@ def _train(
         if checkpoint:
             say(f"going on after step {checkpoint.state['step']}")
         stop.deferring = True  # until the run's end is recorded
+        journal = Journal(run, recipe, checkpoints, stop, stop_after=options.stop_after, on_step=on_step)
         model = train(
             recipe,
             seed,
             corpus,
             device,
-            Journal(run, recipe, checkpoints, stop, stop_after=options.stop_after, on_step=on_step),
+            journal,
+            begin=journal.begin,
             say=say,
             micro_batch=options.micro_batch,
             compile_mode=options.compile_mode,

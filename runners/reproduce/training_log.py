@@ -22,6 +22,7 @@ from runners.data.batches import Corpus
 from runners.data.token_bytes import token_bytes
 from runners.planning.recipe import run_key
 from runners.runs.folder import RunFolder
+from runners.training.compile import attention_kernels
 from runners.training.determinism import set_residual_stream
 from runners.training.loss import evaluate
 
@@ -234,7 +235,8 @@ def _by_domain(run: RunFolder, corpus: Corpus, device: torch.device) -> list[str
     set_residual_stream(model, recipe.train)
     micro_batch = int(run.rows()[0][-1]["metrics"]["memory/micro_batch"])
     windows = split.windows(count, seq_len)
-    losses = evaluate(model, windows, batch_size=micro_batch, precision=recipe.train.precision).windows
+    with attention_kernels(device, recipe.train.deterministic):  # as when it was trained
+        losses = evaluate(model, windows, batch_size=micro_batch, precision=recipe.train.precision).windows
     places = split.fixed_places(count, seq_len)
     starts, lines = torch.from_numpy(places) * seq_len, []
     for name, domain in corpus.manifest["splits"]["validation"]["domains"].items():

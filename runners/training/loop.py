@@ -31,6 +31,7 @@ def train(
     device: torch.device,
     on_step: Callable[[Training], None],
     *,
+    begin: Callable[[Training], None] = lambda training: None,
     say: Callable[[str], None] = lambda text: None,
     micro_batch: int | None = None,
     compile_mode: str = "auto",
@@ -49,6 +50,7 @@ def train(
         device: where to compute.
         on_step: called after every step; logs, evaluates, saves, and stops by raising. Of a real run it is the
             ``Journal`` of `runners/execution/journal.py`. It changes nothing here.
+        begin: called once before the first step, when all is compiled; stops by raising, too.
         say: takes a line for events.log and the terminal.
         micro_batch: windows that go through the model at a time; as many as fit into memory when None.
         compile_mode: whether to compile: on, off, or auto, which is as ``checkpoint`` has it, else on a GPU.
@@ -66,6 +68,7 @@ def train(
     with attention_kernels(device, config.deterministic):
         run = Training(recipe, seed, corpus, device, world, say)
         start(run, checkpoint, micro_batch, compile_mode)
+        begin(run)
         model, optimizer, progress = run.model, run.optimizer, run.progress
         schedule = SCHEDULE[config.schedule.type](config.schedule, config.num_steps)
         parallel, parameters = world.wrap(model, device), list(model.parameters())

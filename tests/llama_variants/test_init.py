@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llama_variants import ConfigError, build_model
-from llama_variants.blocks.init import normal_by_name
+from llama_variants.blocks.init import _fill_normal, normal_by_name
 from llama_variants.model import LlamaForCausalLM
 from llama_variants.registry import HEAD
 from llama_variants.variant import LlamaVariantConfig
@@ -137,3 +137,25 @@ def test_buffers_and_odd_parameters_of_a_block_are_as_its_class_made_them(monkey
         build_model(TINY)
     monkeypatch.undo()
     assert torch.equal(model.model.embed_tokens.weight, build_model(TINY).lm_head.weight)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_no_bit(threads):
+    """Of nothing: every value is its own draw times the spread, in whatever memory it lies."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = build_model(TINY.override({"head": {"type": "untied"}}), seed=3)
+    finally:
+        torch.set_num_threads(before)
+    matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
+    assert len(matrices) == 2 + 7 * TINY.num_hidden_layers
+    for name, p in matrices.items():
+        expected = normal_by_name(tuple(p.shape), 3, name) * TINY.init.std
+        assert torch.equal(p, expected), name
+        turned = torch.empty(p.shape[::-1]).t()  # not contiguous
+        _fill_normal(turned, TINY.init.std, 3, name)
+        half = torch.empty(p.shape, dtype=torch.bfloat16)
+        _fill_normal(half, TINY.init.std, 3, name)
+        assert torch.equal(turned, expected)
+        assert torch.equal(half, expected.bfloat16())

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llama_variants import LlamaForCausalLM, LlamaMLP, ModelConfig, build_model
+from llama_variants.blocks import attention
+from llama_variants.blocks.attention import visible
 from llama_variants.pretrained import CACHE
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 
@@ -28,6 +30,28 @@ def test_no_token_sees_a_later_one(config):
         moved = (model(tokens).logits - model(changed).logits).abs().amax(dim=(0, 2))
     assert (moved[:9] == 0).all()
     assert (moved[9:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "takes"),
+    [
+        ("cuda", torch.bfloat16, True),
+        ("cuda", torch.float16, True),
+        ("cuda", torch.float32, False),  # flash and cuDNN take no float32, and the efficient kernel no groups
+        ("cuda", torch.float64, False),
+        ("cpu", torch.float32, True),
+    ],
+)
+def test_grouped_heads_are_repeated_where_no_fast_kernel_takes_them(device, dtype, takes):
+    assert attention.takes_groups(torch.device(device), dtype) == takes
+
+
+def test_repeated_heads_compute_the_same(config, monkeypatch):
+    model, tokens = build_model(config, dtype=torch.float64).eval(), ids(config)
+    with torch.no_grad():
+        shared = model(tokens).logits
+        monkeypatch.setattr(attention, "takes_groups", lambda device, dtype: False)
+        assert torch.allclose(model(tokens).logits, shared, atol=1e-12, rtol=0)
 
 
 def test_every_parameter_gets_a_gradient(config):

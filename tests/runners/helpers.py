@@ -31,6 +31,8 @@ from tests.runners.children import new_run
 
 CLOCK = ("throughput/", "memory/", "final/tokens_per_s", "final/peak_memory_bytes", "final/wall_time_s")
 
+CPU = torch.device("cpu")
+
 WATCH = """
 import atexit, pathlib, runpy, sys
 file = pathlib.Path(sys.argv.pop(1))
@@ -83,13 +85,17 @@ def trained_rows(
     on_step: Callable[[Training], None] = lambda training: None,
     stop: StopRequest | None = None,
     checkpoint: Checkpoint | None = None,
+    device: torch.device = CPU,
 ) -> list[dict[str, Any]]:
-    """Train on one thread's CPU with all that a real run logs and saves, in this process; what it logged, by step."""
+    """Train in this process, by default on one thread's CPU, and not compiled, with all that a real run logs and saves.
+
+    Returns what it logged, by step.
+    """
     run.create(recipe, seed)
     run.begin(Stratum(device="here"), {}, "", checkpoint.state["log_bytes"] if checkpoint else 0)
     with Checkpoints(run, 1000, run.say) as checkpoints:
         journal = Journal(run, recipe, checkpoints, stop or StopRequest(), on_step=on_step)
-        train(recipe, seed, corpus, torch.device("cpu"), journal, say=run.say, checkpoint=checkpoint)
+        train(recipe, seed, corpus, device, journal, say=run.say, compile_mode="off", checkpoint=checkpoint)
     return run.rows()[0]
 
 

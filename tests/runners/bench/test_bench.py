@@ -20,6 +20,7 @@ from llama_variants import build_model
 from runners.bench import contenders, measure
 from runners.bench.blocks import AGAIN, variants
 from runners.bench.contenders import CONTENDERS, REFERENCE
+from runners.bench.measure import peak_flops
 from runners.bench.peers import kernel_class, kernel_shares
 from runners.bench.suite import WHAT
 from runners.cli import main
@@ -113,6 +114,33 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
     _, step = contenders.ours(replace(recipe, train=changed(recipe.train, lr=rate)), CPU, recipe.train.batch_size)
     batches = [torch.from_numpy(split.batch(i, seed=SEED, batch_size=4, seq_len=32)) for i in range(2)]
     assert [float(step(batch)) for batch in batches] == losses
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA H20", None),
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_a_card_s_peak_is_that_of_its_whole_name(monkeypatch, name, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda:0")) == (tflops and tflops * 1e12)
+    assert peak_flops(CPU) is None
 
 
 def test_deterministic_steps_are_a_contender(project, monkeypatch):

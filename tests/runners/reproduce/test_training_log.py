@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from runners.cli import main
 from runners.data import prepare
 from runners.planning.bases import load_base
+from runners.reproduce import training_log as training_log_module
 from runners.reproduce.training_log import TrainingLog, training_log
 from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped
+from runners.training.loss import evaluate
 from tests.runners.children import new_run
 from tests.runners.helpers import carried_out
 
@@ -88,6 +92,26 @@ def test_the_footer_is_computed_from_the_kept_weights(recipe):
     save_file(weights, run.final / "model.safetensors", metadata={"format": "pt"})
     others = re.findall(r"# final on .+: validation loss (\S+),", text_of(run))
     assert [float(loss) for loss in others] != [float(loss) for _, loss, _ in found]
+
+
+def test_the_footer_is_computed_with_the_kernels_of_the_run(recipe, monkeypatch):
+    """Outside, a card would take other kernels for attention, and those of deterministic runs not at all."""
+    run, inside = carried_out(recipe), []
+
+    @contextmanager
+    def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
+        inside.append((device, deterministic))
+        yield
+        inside.append("left")
+
+    def watched(*arguments: object, **options: object) -> object:
+        assert inside == [(CPU, False)]
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(training_log_module, "attention_kernels", kernels)
+    monkeypatch.setattr(training_log_module, "evaluate", watched)
+    assert "# final on" in text_of(run)
+    assert inside == [(CPU, False), "left"]
 
 
 def test_the_described_format_is_read_too():

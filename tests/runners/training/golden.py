@@ -28,7 +28,7 @@ from runners.runs.machine import platform_tag
 from runners.runs.stratum import executed
 from tests.llama_variants.models import EVERY_MODEL, TINY
 from tests.runners.conftest import write_project
-from tests.runners.helpers import changed, trained_rows
+from tests.runners.helpers import CPU, changed, trained_rows
 
 STEPS, SEED, SEEDS = 12, 5, range(10, 18)
 CONTROL = "control"
@@ -68,12 +68,12 @@ class Suite:
             return recipe
         return self.control.with_model(EVERY_MODEL.get(name, TINY).override({"vocab_size": 300}))
 
-    def losses(self, name: str, seed: int = SEED) -> list[float]:
+    def losses(self, name: str, seed: int = SEED, device: torch.device = CPU) -> list[float]:
         """The training loss of each step, and the final validation loss."""
         run = RunFolder(self.folder / "runs", f"{len(list(self.folder.glob('runs/*')))}")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        rows = [row["metrics"] for row in trained_rows(self.recipe(name), seed, self.corpus, run)]
+        rows = [row["metrics"] for row in trained_rows(self.recipe(name), seed, self.corpus, run, device=device)]
         torch.set_num_threads(threads)
         return [row["train/loss"] for row in rows] + [rows[-1]["final/val_loss"]]
 

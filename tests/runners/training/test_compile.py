@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from llama_variants import LlamaForCausalLM, build_model
+from runners.execution.one_run import RunOptions, execute
 from runners.planning.bases import load_base
 from runners.planning.recipe import TrainConfig
 from runners.runs.folder import RunFolder
+from runners.runs.signals import Stopped, StopRequest
 from runners.training import autotune
 from runners.training import compile as compile_module
 from runners.training.autotune import AT_ONCE, find_micro_batch, settle
@@ -280,6 +283,32 @@ def test_a_process_forgets_what_it_compiled_for_another_preference(monkeypatch):
     assert "CUDNN" in fast
     assert "CUDNN" not in fixed
     assert len(forgotten) == 2
+
+
+def test_an_interrupted_compilation_is_not_remembered(project, recipe, monkeypatch):
+    """A Ctrl-C kills the compilers too: their failure is not why the run would go on without them for good."""
+    run, stop = new_run(project, recipe), StopRequest()
+
+    def interrupted(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> None:
+        stop.signum = signal.SIGINT
+        raise RuntimeError("g++ was killed")
+
+    def lie(model: LlamaForCausalLM) -> None:  # compiled, as far as anyone can tell
+        honest = model.loss_function
+        model.loss_function = lambda *arguments: honest(*arguments)
+
+    monkeypatch.setattr(autotune, "compile_model", lie)
+    options, compiled = RunOptions(compile_mode="on"), []
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(autotune, "_check_compiled", interrupted)
+        execute(run, Path("cache"), "cpu", options, stop, lambda training: pytest.fail("it made a step"))
+    assert run.status.state == "KILLED"
+    assert not run.checkpoints.exists() or not list(run.checkpoints.iterdir())
+    execute(
+        run, Path("cache"), "cpu", options, StopRequest(), lambda training: compiled.append(training.progress.compiled)
+    )
+    assert run.status.state == "FINISHED", run.status.reason
+    assert set(compiled) == {True}
 
 
 def test_compiling_is_for_cards_unless_asked_for():
