@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from runners.bench.contenders import CONTENDERS, REFERENCE, Contender, Step, first_loss_is_fair
-from runners.bench.measure import in_turn, peak_flops, rate, ratio, seconds_per_call
+from runners.bench.measure import bandwidth, in_turn, peak_flops, rate, ratio, seconds_per_call
+from runners.bench.roofline import roofline
 from runners.planning.recipe import Recipe
-from runners.runs.machine import matmul_flops
+from runners.runs.machine import device_name, matmul_flops
 from runners.training import memory
 from runners.training.autotune import AT_ONCE
 from runners.training.compile import keep_compiled_in
@@ -64,16 +65,28 @@ def peers(
         flops = matmul_flops(device)
         kernels = {name: guests[name].ask("kernels") for name in guests if name.startswith("ours")}
     config = recipe.train
+    peak, bytes_per_s = peak_flops(device), bandwidth(device_name(device))
+    least = None  # a step's roofline, where the card's data sheet is known
+    if peak and bytes_per_s and config.precision == "bfloat16":
+        least = roofline(recipe.model, config, flops=peak, bandwidth=bytes_per_s)
     palm, causal = (recipe.model.flops_per_token(config.seq_len, causal=causal) for causal in (False, True))
     for name, row in rows.items():
         row |= rate(seconds[name], config.tokens_per_step) | {"seconds": seconds[name]}
         row |= ratio(seconds[name], seconds[REFERENCE]) if REFERENCE in seconds else {}
         row |= {"of_ceiling": row["tokens_per_s"] * causal / flops}
-        if peak := peak_flops(device):
+        if peak:
             row |= {"mfu_palm": row["tokens_per_s"] * palm / peak, "mfu_causal": row["tokens_per_s"] * causal / peak}
+        if least:
+            row |= {"of_roofline": row["tokens_per_s"] * least.total / 1000 / config.tokens_per_step}
     ceiling = flops / causal
     say(f"ceiling: {ceiling:,.0f} tokens/s, were all of a step large matrix products ({flops / 1e12:.3g} TFLOP/s here)")
-    return {"rows": list(rows.values()), "kernels": kernels, "matmul_flops": flops, "ceiling_tokens_per_s": ceiling}
+    found = {"rows": list(rows.values()), "kernels": kernels, "matmul_flops": flops, "ceiling_tokens_per_s": ceiling}
+    if least:
+        parts = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in least.to_dict().items())
+        fastest = config.tokens_per_step / least.total * 1000
+        say(f"roofline: {fastest:,.0f} tokens/s by the card's data sheet; milliseconds of a step: {parts}")
+        found["roofline_ms"] = least.to_dict()
+    return found
 
 
 class _Guest:

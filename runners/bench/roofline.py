@@ -90,12 +90,13 @@ def roofline(model: ModelConfig, train: TrainConfig, *, flops: float, bandwidth:
 
     weights = [(d, q + 2 * kv), (q, d), (d, 2 * f), (f, d)]  # queries, keys and values as one; gate and up as one
     layers, vocab = model.num_hidden_layers, model.vocab_size
-    cost = model.block("attention").cost(model, train.seq_len)
+    attention: Any = model.attention
+    cost = attention.cost(model, train.seq_len)
     seconds = {
         "layers": layers * sum(product(*sizes) for sizes in weights),
         "head": product(d, vocab),
         "attention": layers * 3 * tokens * cost.causal_attention_flops / flops,
-        "passes": layers * tokens * layer_bytes(model, train.precision, "float32") / bandwidth,
+        "passes": layers * tokens * layer_bytes(model, train.precision, train.residual_stream) / bandwidth,
         "casts": 0 if c == 4 else 2 * (4 + c) * (layers * sum(a * b for a, b in weights) + d * vocab) / bandwidth,
         "cross_entropy": 3 * tokens * vocab * c / bandwidth,  # read, read again, and their gradient
         "optimizer": OPTIMIZER_PASSES * 4 * model.num_params / bandwidth,

@@ -187,6 +187,7 @@ def _table(record: Mapping[str, Any]) -> Table:
             f"x {REFERENCE}",
             "MFU PaLM",
             "causal",
+            "of roofline",
             "of ceiling",
             "memory",
             "windows",
@@ -201,7 +202,7 @@ def _table(record: Mapping[str, Any]) -> Table:
         speed = f"{row['tokens_per_s']:,.0f} [{row['low']:,.0f}, {row['high']:,.0f}]"
         times = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]" if "ratio" in row else ""
         if what == "peers":
-            known = [row.get(name) for name in ("mfu_palm", "mfu_causal")]
+            known = [row.get(name) for name in ("mfu_palm", "mfu_causal", "of_roofline")]
             shares = [f"{100 * share:.1f} %" if share else "–" for share in known]
             table.add_row(
                 row["name"],

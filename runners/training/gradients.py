@@ -30,12 +30,15 @@ def gradients(model: nn.Module, batch: Tensor, config: TrainConfig, world: World
     predicted = config.batch_size * (config.seq_len - 1)  # tokens of the global batch
     parts = batch.split(micro_batch)
     total = torch.zeros((), device=batch.device)
-    for i, part in enumerate(parts, start=1):
-        with world.gradients(model, last=i == len(parts)):
-            with autocast(batch.device, config.precision):
+    # One context around all of them: autocast keeps the weights that it has cast until its outermost context ends.
+    with autocast(batch.device, config.precision):
+        for i, part in enumerate(parts, start=1):
+            with world.gradients(model, last=i == len(parts)):
                 loss = model(part, labels=part, num_items_in_batch=predicted).loss
-            (loss * world.size).backward()  # gradients are averaged over the processes, and their sum is meant
-        total += loss.detach()
+                with autocast(batch.device, "float32"):  # off: gradients come in the types of what they are of
+                    # Gradients are averaged over the processes, and their sum is meant.
+                    (loss * world.size).backward()
+            total += loss.detach()
     return world.sum(total)
 
 

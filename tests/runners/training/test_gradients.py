@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import platform
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_variants import build_model
 from runners.planning.bases import load_base
@@ -33,6 +36,42 @@ def whole() -> tuple[torch.nn.Module, torch.Tensor]:
     loss = model(BATCH, labels=BATCH).loss
     loss.backward()
     return model, loss.detach()
+
+
+class Casts(TorchDispatchMode):
+    """Counts matrices of float32 that are made bfloat16, by size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: Counter[torch.Size] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dim() == 2:
+            self.sizes[args[0].shape] += args[0].dtype == torch.float32 and out.dtype == torch.bfloat16
+        return out
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4, ROWS])
+def test_weights_are_cast_once_a_step_and_no_bit_is_another(micro_batch):
+    config = CONFIG.model_copy(update={"precision": "bfloat16"})
+    model, apart = build_model(TINY, seed=1), build_model(TINY, seed=1)
+    with Casts() as casts:
+        loss = gradients(model, BATCH, config, ALONE, micro_batch)
+    matrices = Counter(p.shape for p in model.parameters() if p.dim() == 2)  # the tied head's is one of them
+    assert {shape: casts.sizes[shape] for shape in matrices} == matrices
+
+    expected = torch.zeros(())
+    for part in BATCH.split(micro_batch):  # each in a context of its own
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            own = apart(part, labels=part, num_items_in_batch=ROWS * (TIME - 1)).loss
+        own.backward()
+        expected += own.detach()
+    assert torch.equal(loss, expected)
+    for (name, p), other in zip(model.named_parameters(), apart.parameters(), strict=True):
+        assert p.grad is not None
+        assert other.grad is not None
+        assert torch.equal(p.grad, other.grad), name
 
 
 @given(micro_batch=st.integers(1, ROWS + 2))
