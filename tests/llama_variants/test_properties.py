@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from llama_variants import LlamaForCausalLM, LlamaMLP, ModelConfig, build_model
 from llama_variants.blocks import attention
-from llama_variants.blocks.attention import visible
 from llama_variants.pretrained import CACHE
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 

@@ -10,7 +10,7 @@ from runners.training.gates import GRADIENT_STEPS
 from tests.null_gpu.cases import BATCH, EVALUATES, Case
 
 MOST_LAUNCHES = {False: (30, 90, 150), True: (60, 60, 60)}
-"""By whether it is compiled: for a step, for each of its micro-batches, and for each layer of each micro-batch. With two
+"""By whether it is compiled: for a step, for each of its micro-batches, and for each layer of each micro-batch. For two
 layers that is 420 and 240; the control has 289 and 153 (`make test-null-gpu ARGS="-k control"`)."""
 PEAK_SHARE = 0.05
 """How far the peak of the steps may lie from that of the attempts before the first step."""
