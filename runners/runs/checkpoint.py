@@ -132,7 +132,7 @@ class Checkpoints:
             return self._failed(step, error)
         text = json.dumps({"format": FORMAT, "log_bytes": log_bytes, **state})
         files = {"model.safetensors": model_tensors(model), "optimizer.safetensors": _moments(model, optimizer)}
-        copies = {
+        copies = {  # not non_blocking: they are whole before the next step overwrites what they are taken of
             file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
             for file, tensors in files.items()
         }

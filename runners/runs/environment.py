@@ -45,6 +45,7 @@ def environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
         "memory_bytes": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "world_size": str(world_size),
         **{name: _version(name) for name in PACKAGES},
+        "torch": torch.__version__,  # its package's version may lack the build: 2.11.0 instead of 2.11.0+cu130
         **_accelerator(device),
         "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
         "matmul_precision": torch.get_float32_matmul_precision(),

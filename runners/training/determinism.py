@@ -35,7 +35,8 @@ def make_deterministic(enabled: bool) -> None:
     Compiled code is deterministic only if nothing in it was chosen by a stopwatch: with two cold caches, two machines
     of one kind may else take other configurations of a kernel, and give other bits.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; its size on Hopper anyway
+    # Read at the process's first matrix product, so it is set for every run: a later one may be deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # on Hopper it has this size anyway
     torch.use_deterministic_algorithms(enabled)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, and shows nothing
     torch._inductor.config.deterministic = enabled

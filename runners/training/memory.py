@@ -82,7 +82,11 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak of allocated device memory; on a CPU, of the process's resident memory."""
+    """Peak of allocated device memory; on a CPU, of the process's resident memory.
+
+    On a card that is what tensors took, whatever PYTORCH_ALLOC_CONF has the allocator reserve (expandable_segments);
+    contexts, NCCL's buffers and other processes come on top.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if LINUX:

@@ -100,7 +100,8 @@ class Training:
         if step == 0:
             self.progress.first_batch = batch_id(rows)
         batch = torch.from_numpy(rows[self.world.rows(len(rows))])
-        # Only out of pinned memory does a copy to the GPU not wait for the steps before it.
+        # Only out of pinned memory does a copy to the GPU not wait for the steps before it. It is new memory each time,
+        # which torch's allocator hands out again only once the copy is done.
         return (
             batch.pin_memory().to(self.device, non_blocking=True)
             if self.device.type == "cuda"
@@ -159,6 +160,7 @@ class Training:
             gates.check_first_loss(progress.losses[0], vocab_size)
         rate = min(group["lr"] for group in self.optimizer.param_groups)
         gates.check_learning(progress.step, progress.losses, rate, vocab_size, config)
+        # `read` has waited for the newest step's gradients; its update, the same at each logged step, may still run.
         now = time.perf_counter()
         step_time_s = (now - self._mark) / self._unlogged
         self._mark, self._unlogged = now, 0
