@@ -55,7 +55,7 @@ def peers(
         guests: dict[str, _Guest] = {}
         for contender in (c for c in CONTENDERS if c.name in names):
             if contender.missing:
-                say(f"{contender.name}: left out; the package {contender.needs} is not installed (make bench has it)")
+                say(f"{contender.name}: left out; the package {contender.needs} is not installed")
                 continue
             guest = guests[contender.name] = stack.enter_context(_Guest(contender.name, recipe, device, scratch))
             row = rows[contender.name] = guest.ask("settle")
