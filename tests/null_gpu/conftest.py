@@ -53,7 +53,9 @@ def environment(library: Path, cards: int = 1) -> dict[str, str]:
         "NULL_GPU_COUNT": str(cards),
         "OMP_NUM_THREADS": "1",
     }
-    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | mine
+    mine["CUDA_TESTS"] = "yes"  # else tests/conftest.py, which the process imports too, hides every card
+    hidden = ("MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES")
+    return {name: value for name, value in os.environ.items() if name not in hidden} | mine
 
 
 class Card:
