@@ -9,14 +9,20 @@ WHAT ?= peers
 LOGS ?= training.log $(wildcard tests/golden/baseline-tiny/*.log) experiments/results/first-batch-smollm2-135m.json
 RESULTS ?= $(wildcard experiments/results/*-tiny.json)
 BENCH := .venv-bench/bin/python
+# NULL_GPU_PYTHON=PROGRAM: a Python that has this project's packages with another of torch's builds for cards.
+NULL_GPU := $(if $(NULL_GPU_PYTHON),setup,.venv-null-gpu/.ready)
 # A file's name is one word for the shell, whatever is in it. ARGS= goes to the command line as it is.
 quoted = '$(subst ','\'',$(1))'
 FILE = $(call quoted,$(EXP))
 OPTIONS := $(if $(BASE),--base $(call quoted,$(BASE))) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 
+# Has a Python of another environment see the packages of .venv too, after its own.
+see_venv = $(1) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "project.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+	"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda golden-equal check gpu-pack gpu gpu-import lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda test-null-gpu golden-equal check gpu-pack gpu gpu-import lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -78,10 +84,17 @@ bench: .venv-bench/.ready  ## tokens/s beside transformers, litgpt and torchtita
 # with torch's builds for cards only.
 .venv-bench/.ready: .venv/.ready requirements-bench.lock
 	$(PY) -m venv .venv-bench
-	$(BENCH) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "project.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
-		"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(call see_venv,$(BENCH))
 	$(BENCH) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.lock
 	$(BENCH) -c 'import triton' 2>/dev/null || $(BENCH) -m pip install --quiet --disable-pip-version-check --no-deps triton==3.4.0
+	@touch $@
+
+# torch's build for cards lies over the packages of .venv, which it sees by a file that is written last: pip would take
+# packages of .venv for its own.
+.venv-null-gpu/.ready: .venv/.ready requirements-null-gpu.lock
+	$(PY) -m venv .venv-null-gpu
+	.venv-null-gpu/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-null-gpu.lock
+	$(call see_venv,.venv-null-gpu/bin/python)
 	@touch $@
 
 weights: setup  ## fetch SmolLM2-135M-Instruct's published weights into cache/
@@ -95,6 +108,9 @@ test-slow: setup  ## the slow tests: real packages, whole sweeps
 
 test-kill: setup  ## kill -9 at every place there is, not only at those of test-slow
 	KILLS=all $(PY) -m pytest $(WORKERS) tests/runners/execution/test_kill.py $(ARGS)
+
+test-null-gpu: $(NULL_GPU)  ## what a GPU run asks of its card, on one that computes nothing (no card needed; 6 GB of packages)
+	$(PY) -m pytest $(WORKERS) tests/null_gpu $(ARGS)
 
 test-cuda: setup  ## the tests that need a card, on the first one
 	CUDA_TESTS=yes $(PY) -m pytest -m cuda tests/cuda $(ARGS)
@@ -127,4 +143,4 @@ lock: ## pin the newest versions inside the ranges of pyproject.toml
 	rm -r .venv-lock
 
 clean:  ## remove the environment and everything cached; runs, reports and mlflow.db stay
-	rm -rf .venv .venv-bench cache build *.egg-info
+	rm -rf .venv .venv-bench .venv-null-gpu cache build *.egg-info
