@@ -25,14 +25,17 @@ from llama_variants.registry import ATTENTION, NORM, ROTARY, BlockConfig, Cost, 
 from llama_variants.types import Neutral, Ratio, to_fraction
 
 
-def takes_groups(device: torch.device, dtype: torch.dtype) -> bool:
+def takes_groups(device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
     """Whether PyTorch's fast kernels for queries of this kind take fewer key/value heads than query heads.
 
-    On a card flash's and cuDNN's do, of 16 bits alone. What is left for float32 is the memory-efficient kernel, which
-    does not: grouped heads would fall to `math`, which holds all scores, and be compared with another kernel's ``mha``.
+    On a card flash's and cuDNN's do, of 16 bits alone; flash's takes no mask, and cuDNN's is no deterministic one. What
+    is left else is the memory-efficient kernel, which takes no groups:
+    grouped heads would fall to `math`, which holds all scores, and be compared with another kernel's ``mha``.
     Source: torch's sdp_utils.cpp, which tells why with ``torch.backends.cuda.can_use_efficient_attention(…, True)``.
     """
-    return device.type != "cuda" or dtype in (torch.float16, torch.bfloat16)
+    if device.type != "cuda":
+        return True
+    return dtype in (torch.float16, torch.bfloat16) and not (masked and torch.are_deterministic_algorithms_enabled())
 
 
 def written_out(
@@ -223,12 +226,13 @@ class LlamaAttention(nn.Module):
             if self.record is not None:
                 self.record.append(weights)
         else:
-            if not takes_groups(q.device, q.dtype):
+            mask = by_element(mask)
+            if not takes_groups(q.device, q.dtype, mask is not None):
                 k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k, v))
                 shared = False
             # bool(): under torch.jit.trace a comparison of sizes is a tensor.
             causal = bool(mask is None and time > 1)
-            y = F.scaled_dot_product_attention(q, k, v, by_element(mask), is_causal=causal, enable_gqa=shared)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
         # y: (b, h, t, k)
         return self.merge(y.transpose(1, 2).reshape(batch, time, -1), x)  # (b, t, h·k) → (b, t, d)
 

@@ -148,23 +148,31 @@ def find_micro_batch(
 ) -> int:
     """The most windows of ``batch`` (b, t) that go through a training step at once: all of them, half, a quarter …
 
-    Not more than ``AT_ONCE`` tokens; from there on nothing is gained. Tries a step up to its update, with the room
-    held free that the optimizer's state will take, and the buckets in which several processes exchange gradients.
-    Leaves no gradients. Where another run is on the card too, what it has taken so far counts; when it takes more, the
-    loop goes on with less at a time.
+    Not more than ``AT_ONCE`` tokens; from there on nothing is gained. Tries a step up to its update and an evaluation,
+    with the room held free that the optimizer's state will take, and the buckets in which several processes exchange
+    gradients. Leaves no gradients. Where another run is on the card too, what it has taken so far counts; when it takes
+    more, the loop goes on with less at a time.
     """
     buckets = 0 if world_size == 1 else sum(p.numel() for p in model.parameters())
     room = torch.empty(optimizer.state_numel() + buckets, device=batch.device)
     most = max(1, AT_ONCE["cpu" if batch.device.type == "cpu" else "accelerator"] // batch.shape[1])
     parameters = list(model.parameters())
 
+    mode = model.training
+
     def attempt(count: int) -> None:
         # The second micro-batch needs more than the first, by the gradients that this left; a third needs no more.
+        model.train()
         gradients(model, batch[: 2 * count], config, World(), count)
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        model.zero_grad(set_to_none=True)
+        model.eval()  # where it is not compiled, an evaluation can take more than a step
+        with torch.no_grad():
+            window_losses(model, batch[:count], config.precision)
 
     count, _ = memory.largest_that_fits(memory.even_parts(len(batch), most), attempt, say, len(batch))
     del room
+    model.train(mode)
     model.zero_grad(set_to_none=True)
     memory.release()
     return count

@@ -42,14 +42,26 @@ def test_no_token_sees_a_later_one(config):
     ],
 )
 def test_grouped_heads_are_repeated_where_no_fast_kernel_takes_them(device, dtype, takes):
-    assert attention.takes_groups(torch.device(device), dtype) == takes
+    for masked in (False, True):
+        assert attention.takes_groups(torch.device(device), dtype, masked) == takes
+
+
+def test_masked_groups_are_repeated_where_kernels_are_deterministic():
+    """cuDNN's kernel is none, flash's takes no mask, and torch 2.11's efficient one no groups."""
+    card = torch.device("cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not attention.takes_groups(card, torch.bfloat16, masked=True)
+        assert attention.takes_groups(card, torch.bfloat16, masked=False)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_repeated_heads_compute_the_same(config, monkeypatch):
     model, tokens = build_model(config, dtype=torch.float64).eval(), ids(config)
     with torch.no_grad():
         shared = model(tokens).logits
-        monkeypatch.setattr(attention, "takes_groups", lambda device, dtype: False)
+        monkeypatch.setattr(attention, "takes_groups", lambda device, dtype, masked: False)
         assert torch.allclose(model(tokens).logits, shared, atol=1e-12, rtol=0)
 
 

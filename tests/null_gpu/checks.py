@@ -13,7 +13,7 @@ MOST_LAUNCHES = {False: (30, 90, 150), True: (60, 60, 60)}
 """By whether it is compiled: for a step, for each of its micro-batches, and for each layer of each micro-batch. For two
 layers that is 420 and 240; the control has 289 and 153 (`make test-null-gpu ARGS="-k control"`)."""
 PEAK_SHARE = 0.05
-"""How far the peak of the steps may lie from that of the attempts before the first step."""
+"""How far the peak of steps and evaluations may lie from that of the attempts before the first step."""
 EVALUATION_READS = 3  # the logged read, the losses of the windows, and no more
 
 Answer = dict[str, Any]  # of `process.py`
@@ -54,9 +54,9 @@ def searches(case: Case) -> bool:
 
 
 def peaks(answer: Answer) -> tuple[int, int]:
-    """Bytes: of the attempts before the first step, and of the steps."""
+    """Bytes: of the attempts before the first step, and of the steps and evaluations."""
     (tried,) = phases(answer, "settle")
-    return tried["peak_bytes"], max(phase["peak_bytes"] for phase in phases(answer, "step"))
+    return tried["peak_bytes"], max(phase["peak_bytes"] for phase in phases(answer, "step") + evaluations(answer))
 
 
 def compiled_late(answer: Answer) -> int:
