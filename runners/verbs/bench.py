@@ -105,7 +105,6 @@ VERB = verb(
     examples=(
         "bench peers --base tiny --device cpu --threads 1",
         "bench blocks --only mqa,relu2 --rounds 9",
-        "bench scaling --json",
         "bench decode --base tiny --batch 1,8 --context 32,64",
     ),
 )
