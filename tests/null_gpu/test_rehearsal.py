@@ -1,4 +1,4 @@
-"""`make gpu` on the null card, from the packed folder in an empty directory: all that a session does besides computing."""
+"""`make gpu` on the null card, from the packed folder in an empty directory."""
 
 from __future__ import annotations
 
