@@ -353,14 +353,30 @@ MAKES(cudaStream_t, cudaStreamCreateWithFlags, unsigned)
 MAKES(cudaStream_t, cudaStreamCreateWithPriority, unsigned, int)
 API cudaError_t cudaEventElapsedTime(float* out, cudaEvent_t, cudaEvent_t) { return *out = 0.01f, cudaSuccess; }
 API cudaError_t cudaStreamGetPriority(cudaStream_t, int* out) { return *out = 0, cudaSuccess; }
-API cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* out) {
-    return *out = cudaStreamCaptureStatusNone, cudaSuccess;
+
+// CUDA graphs: what is launched while a stream is captured is logged then, and a replay is one launch.
+static cudaStream_t captured = nullptr;  // one at a time
+static cudaStreamCaptureStatus capture(cudaStream_t stream) {
+    return captured == stream && stream ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+}
+API cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    return captured = stream, cudaSuccess;
+}
+API cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* out) {
+    return captured = nullptr, *out = cudaGraph_t(malloc(8)), cudaSuccess;
+}
+API cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* out) {
+    return *out = capture(stream), cudaSuccess;
 }
 API cudaError_t cudaStreamGetCaptureInfo(
-    cudaStream_t, cudaStreamCaptureStatus* out, unsigned long long*, cudaGraph_t*, const cudaGraphNode_t**,
+    cudaStream_t stream, cudaStreamCaptureStatus* out, unsigned long long* id, cudaGraph_t*, const cudaGraphNode_t**,
     const cudaGraphEdgeData**, size_t*) {
-    return *out = cudaStreamCaptureStatusNone, cudaSuccess;
+    if (id) *id = 1;
+    return *out = capture(stream), cudaSuccess;
 }
+API cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* count) { return *count = 1, cudaSuccess; }
+MAKES(cudaGraphExec_t, cudaGraphInstantiateWithFlags, cudaGraph_t, unsigned long long)
+API cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { return say("kernel graph 1,1,1"), cudaSuccess; }
 
 // The driver.
 static int missing() { return CUDA_ERROR_NOT_SUPPORTED; }

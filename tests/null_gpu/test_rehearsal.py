@@ -38,10 +38,11 @@ def test_a_session_goes_through_on_a_card(tmp_path: Path) -> None:
     """Bench, noise floor and baseline, whose runs compile for the card; every step comes to a good end."""
     project = packed(make_clone(tmp_path / "clone"), tmp_path / "packed")
     python = make_machine(tmp_path / "python")
-    card = {name: value for name, value in with_card(built()).items() if name not in environment()}
-    del card["CUDA_TESTS"]  # the session says so itself
+    around = {**environment(), **with_card(built())}
+    for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "CUDA_TESTS"):  # the session says these itself, or needs none
+        around.pop(name, None)
     command = ["make", "gpu", "BASE=tiny", "DEVICE=cuda", f"PYTHON={python}", "PARTS=bench,noise,baseline"]
-    done = subprocess.run(command, cwd=project, env=environment() | card, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project, env=around, capture_output=True, text=True)
     results = project / "gpu-results"
     logs = {file.stem: file.read_text()[-2000:] for file in (results / "logs").glob("*.log")}
     assert done.returncode == 0, (done.stdout, done.stderr, logs)
