@@ -154,10 +154,10 @@ class Session:
                     os.killpg(child.pid, signal.SIGKILL)
                 code = child.wait()
         seconds, before = time.monotonic() - began, self._record(step)
-        for file, stamp in _stamps(RECORDS).items():  # before the step counts as done; without older ones
-            if known.get(file) != stamp:
+        for kept, stamp in _stamps(RECORDS).items():  # before the step counts as done; without older ones
+            if known.get(kept) != stamp:
                 (self.out / "bench").mkdir(exist_ok=True)
-                shutil.copyfile(file, self.out / "bench" / file.name)
+                shutil.copyfile(kept, self.out / "bench" / kept.name)
         record = {
             "name": step.name,
             "part": step.part,
