@@ -313,6 +313,35 @@ print(cache_dir())
     assert said_by(code, **{CACHE_DIR: default}) == [default, place]  # as a child inherits it
 
 
+IN_A_THREAD = """
+import threading, torch
+from torch._inductor.graph import GraphLowering
+from llama_variants import build_model
+from runners.training.compile import compile_model
+from runners.training.determinism import make_deterministic
+from tests.llama_variants.models import TINY, ids
+seen, honest = [], GraphLowering.run
+def record(*arguments, **options):
+    seen.append(torch._inductor.config.deterministic)
+    return honest(*arguments, **options)
+GraphLowering.run = record
+make_deterministic(True)
+model = build_model(TINY.override({"num_hidden_layers": 1})).train()
+compile_model(model)
+loss = model(ids(TINY), labels=ids(TINY)).loss
+thread = threading.Thread(target=loss.backward)
+thread.start()
+thread.join()
+print(len(seen), all(seen), model.lm_head.weight.grad is not None)
+"""
+
+
+@pytest.mark.slow
+def test_the_backward_pass_is_compiled_deterministic_too(tmp_path):
+    """On a card it runs in a thread of autograd's own, to which torch's configuration is the default."""
+    assert said_by(IN_A_THREAD, **{CACHE_DIR: str(tmp_path)}) == ["4", "True", "True"]
+
+
 COMPILES = """
 import pathlib, sys, torch
 from torch._dynamo.utils import counters
