@@ -49,7 +49,7 @@ def check(folder: Path, root: Path) -> Found:
         raise ConfigError([Problem(path=(), received=str(error), allowed="a folder that `make gpu` wrote")]) from None
     if faults:
         raise _refusal(folder, faults, "the folder as `make gpu` left it")
-    listed = [folder / name for name in head["files"]]  # nothing else is entered: nobody vouches for it
+    listed = [folder / name for name in head["files"]]  # nothing else is entered: its content is not checked
     runs = [file.parent for file in listed if file.match("runs/*/status.json") and _is_over(file.parent)]
     if others := [fault for run in runs for fault in _other_code(run)]:
         raise _refusal(folder, others, f"the code that they were made with: git checkout {_commit(head)}")

@@ -37,7 +37,7 @@ STOP_BEFORE = 50  # steps before its end at which the baseline is stopped, and g
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command of a part. ``minutes``: of one that can only begin again, reckoned and not measured; else None."""
+    """One command of a part. ``minutes``: of one that can only begin again, estimated and not measured; else None."""
 
     name: str
     part: str
@@ -125,7 +125,7 @@ def _baseline(base: str | None, device: str, out: Path) -> list[Step]:
 
 
 def predicted_minutes(found: Sequence[Step], slots: Slots, out: Path) -> tuple[dict[str, float], str]:
-    """Minutes that each step has left to do, and what that is reckoned from.
+    """Minutes that each step has left to do, and what that is estimated from.
 
     A run that several steps have in common is the first one's. From what finished runs took, else from the tokens/s
     that the bench measured, else from a matrix product timed now, without what a run takes to start and to evaluate.

@@ -1,4 +1,4 @@
-"""``gpu``: carry out the steps that are left, within the minutes there are; what comes of each is in one folder."""
+"""``gpu``: carry out the steps that are left, within a given number of minutes; all results are in one folder."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ class Session:
             total += 0 if done else minutes[step.name]
             told = "done" if done else f"{minutes[step.name]:.1f}"
             lines.append(f"{step.name:<18} {len(step.runs) or '':>4} {told:>8}  {step.part}: {PARTS[step.part]}")
-        lines.append(
-            f"{'left':<18} {'':>4} {total:>8.1f}" + (f"  of {self.minutes:g} there are" if self.minutes else "")
+        lines.append(f"{'left':<18} {'':>4} {total:>8.1f}" + (f"  of MINUTES={self.minutes:g}" if self.minutes else ""))
+        return "\n".join(
+            [*lines, f"minutes of runs are estimated from {basis}; those of tests and bench are fixed guesses"]
         )
-        return "\n".join([*lines, f"of runs by {basis}; of tests and bench reckoned, not measured"])
 
     def _run(self, step: Step, until: float, lock: IO[str]) -> int:
         """The step's exit code. It gets SIGINT when the minutes are over, or when this process was asked to stop.
