@@ -128,7 +128,7 @@ gpu-pack: setup  ## build/gpu-pack: what a machine with a card and no network ne
 	$(PY) -m runners gpu-pack $(if $(BASE),--base $(call quoted,$(BASE))) $(ARGS)
 
 # In the packed folder the environment is made of the carried wheels, over what the machine has.
-gpu: $(if $(wildcard pack.json),,setup)  ## all that a card is for, in order (MINUTES=, PARTS=, BASE=, DEVICE=); again: go on
+gpu: $(if $(wildcard pack.json),,setup)  ## everything to run on a card, in order (MINUTES=, PARTS=, BASE=, DEVICE=); again: go on
 	$(if $(wildcard pack.json),$(PYTHON) -m runners.gpu.bare,$(PY) -m runners gpu) $(if $(BASE),--base $(call quoted,$(BASE))) \
 		$(if $(DEVICE),--device $(DEVICE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PARTS),--parts $(PARTS)) $(ARGS)
 

@@ -45,9 +45,7 @@ class Contender:
         return bool(self.needs) and importlib.util.find_spec(self.needs) is None
 
 
-def ours(
-    recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool = False, flash: bool = False
-) -> tuple[nn.Module, Step]:
+def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool = False) -> tuple[nn.Module, Step]:
     """What :func:`runners.execution.one_run.execute` sets, and what the loop does between two logged steps."""
     make_deterministic(recipe.train.deterministic)
     memory.keep_freed(device)
@@ -61,7 +59,7 @@ def ours(
 
     def step(batch: Tensor) -> Tensor:
         nonlocal not_finite
-        with attention_kernels(device, flash or recipe.train.deterministic):  # which leaves cuDNN's out
+        with attention_kernels(device, recipe.train.deterministic):
             loss = gradients(model, batch, recipe.train, World(), micro_batch)
         _, not_finite = update(parameters, optimizer, loss, recipe.train.max_grad_norm, not_finite)
         return loss
@@ -77,12 +75,6 @@ def _ours_deterministic(recipe: Recipe, device: torch.device, micro_batch: int) 
     """With kernels that give equal bits on every call: beside ``ours-compiled``, what those cost."""
     fixed = replace(recipe, train=recipe.train.model_copy(update={"deterministic": True}))
     return ours(fixed, device, micro_batch, compiled=True)
-
-
-def _ours_fa3(recipe: Recipe, device: torch.device, micro_batch: int) -> tuple[nn.Module, Step]:
-    """With FlashAttention-3 in the place of the flash kernel that PyTorch brings: beside cuDNN's, which is faster?"""
-    torch.nn.attention.activate_flash_attention_impl("FA3")
-    return ours(recipe, device, micro_batch, compiled=True, flash=True)
 
 
 def _transformers(recipe: Recipe, device: torch.device, micro_batch: int) -> tuple[nn.Module, Step]:
@@ -200,7 +192,6 @@ CONTENDERS = (
     Contender(name="ours", make=ours),
     Contender(name="ours-compiled", make=_ours_compiled, compiles=True),
     Contender(name="ours-deterministic", make=_ours_deterministic, compiles=True),
-    Contender(name="ours-fa3", make=_ours_fa3, compiles=True, needs="flash_attn_interface"),
     Contender(name=REFERENCE, make=_transformers),
     Contender(name="transformers-compiled", make=_transformers_compiled, compiles=True),
     Contender(name="litgpt", make=_litgpt, needs="litgpt"),

@@ -146,5 +146,7 @@ def bandwidth(name: str) -> float | None:
 
 def _of_card(figures: Mapping[str, float], name: str) -> float | None:
     """The figure of the longest words that stand in a card's name: an "H100 PCIe" is no "H100", nor "H200 NVL" one."""
+    if re.search(r"\b(Laptop|MIG)\b", name):  # less than the card of that name
+        return None
     parts = [part for part in figures if re.search(rf"\b{part}\b", name)]
     return figures[max(parts, key=len)] if parts else None

@@ -190,8 +190,7 @@ def _priced(request: BenchRequest, recipe: Recipe) -> dict[str, ModelConfig]:
 def _versions() -> dict[str, str]:
     """Of the peers that are installed."""
     needed = [contender.needs for contender in CONTENDERS if contender.needs and not contender.missing]
-    packages = importlib.metadata.packages_distributions()  # a module may be called otherwise
-    return {name: importlib.metadata.version(packages[name][0]) for name in needed}
+    return {name: importlib.metadata.version(name) for name in needed}
 
 
 def _names(request: BenchRequest, device: torch.device) -> list[str]:

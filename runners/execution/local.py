@@ -43,9 +43,8 @@ class LocalLauncher:
 
     def __init__(self, root: Path, cache: Path, devices: Sequence[str], threads: int, options: RunOptions) -> None:
         self.root, self.cache, self.devices, self.threads, self.options = root, cache, devices, threads, options
-        self._context = multiprocessing.get_context(
-            "spawn"
-        )  # forked after CUDA was asked for a name, none could use it
+        # A process that is forked after CUDA was used, if only for a card's name, cannot use it.
+        self._context = multiprocessing.get_context("spawn")
 
     def run(self, keys: Sequence[str], poll_s: float = 0.5) -> Generator[Finished | None]:
         """Carry out the runs called ``keys``, in order; yields each when done, and None every ``poll_s`` between."""

@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
         return _refuse("the folder is not what `make gpu-pack` built: " + "; ".join(damaged[:5]))
     python = ENVIRONMENT / "bin/python"
     done = ENVIRONMENT / ".carried"
-    if not done.exists():
+    pack = Path("pack.json").read_text()
+    if not (python.exists() and done.exists() and done.read_text() == pack):  # another machine's, or another pack's
         print("installing the carried wheels into .venv", flush=True)
         _make(python)
         pip = [
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
         given = ["--no-index", "--find-links", str(WHEELS), "-r", str(WHEELS / "requirements.txt")]
         if subprocess.run([*pip, *given]).returncode:
             return _refuse("a carried wheel could not be installed; pip says which above", 1)
-        done.touch()
+        done.write_text(pack)
     command = [str(python), "-m", "runners", "gpu", *arguments]
     os.execv(command[0], command)
 

@@ -12,7 +12,7 @@ from typing import Any
 from analysis.report import results
 from llama_variants.errors import ConfigError, Problem
 from llama_variants.meaning import digest
-from runners.data.atomic import write_atomically
+from runners.data.atomic import whole_folder, write_atomically
 from runners.execution.mirrors import Mirrors
 from runners.gpu import manifest
 from runners.gpu.parts import EXPERIMENTS, FIVE, JUDGED, ablation_base
@@ -49,20 +49,21 @@ def check(folder: Path, root: Path) -> Found:
         raise ConfigError([Problem(path=(), received=str(error), allowed="a folder that `make gpu` wrote")]) from None
     if faults:
         raise _refusal(folder, faults, "the folder as `make gpu` left it")
-    runs = [run for run in sorted((folder / "runs").glob("*/")) if _is_over(run)]
+    listed = [folder / name for name in head["files"]]  # nothing else is entered: its content is not checked
+    runs = [file.parent for file in listed if file.match("runs/*/status.json") and _is_over(file.parent)]
     if others := [fault for run in runs for fault in _other_code(run)]:
         raise _refusal(folder, others, f"the code that they were made with: git checkout {_commit(head)}")
     if taken := [run.name for run in runs if (root / run.name).exists() and not _equal(run, root / run.name)]:
         raise _refusal(folder, [f"run {name} is here, and another" for name in taken], "to move those away first")
     files = {target: folder / name for name, target in LOGS.items()}
-    files |= {EXPERIMENTS / "bench" / file.name: file for file in sorted((folder / "bench").glob("*.json"))}
-    steps = [json.loads(file.read_text()) for file in (folder / "steps").glob("*.json")]
+    files |= {EXPERIMENTS / "bench" / file.name: file for file in listed if file.match("bench/*.json")}
+    steps = [json.loads(file.read_text()) for file in listed if file.match("steps/*.json")]
     return Found(
         folder=folder,
         head=head,
         steps=sorted(steps, key=lambda step: str(step["ended"])),
         runs=runs,
-        files={target: file for target, file in files.items() if file.exists()},
+        files={target: file for target, file in files.items() if file in listed},
     )
 
 
@@ -70,7 +71,10 @@ def enter(found: Found, root: Path, reports: Path, say: Callable[[str], None]) -
     """Enter what :func:`check` let pass: runs, records, verdicts, the results table and a draft for the lab book."""
     for run in found.runs:
         if not (root / run.name).exists():
-            shutil.copytree(run, root / run.name)
+            with whole_folder(root / f".{run.name}.partial", root / run.name) as partial:
+                for name in KEPT_OF_A_RUN:
+                    if str((run / name).relative_to(found.folder)) in found.head["files"]:
+                        shutil.copyfile(run / name, partial / name)
     say(f"{len(found.runs)} runs are in {root}")
     for target, file in found.files.items():
         text = file.read_bytes()
@@ -104,7 +108,10 @@ def _other_code(folder: Path) -> Iterator[str]:
     made = run.checked_status().stratum
     if run_key(recipe.identity(), seed) != run.key:
         yield f"run {run.key} is not what its name says"
-    elif made:
+    elif not made:
+        if run.status.state == "FINISHED":
+            yield f"run {run.key} does not say with what code it was made"
+    else:
         here = {part: digest(meaning) for part, meaning in executed(recipe).items()}
         known = proven(made).code
         if differs := [part for part in sorted({*here, *known}) if here.get(part) != known.get(part)]:
@@ -137,26 +144,25 @@ def _note(found: Found, table: str) -> None:
     rows = ["| step | minutes | exit code |", "|---|---|---|"]
     rows += [f"| {step['name']} | {step['seconds'] / 60:.1f} | {step['code']} |" for step in found.steps]
     text = [f"## {date} · {title}", "", f"Commit {_commit(found.head)}; {where}.", "", *rows, ""]
-    for file in sorted((found.folder / "bench").glob("*.json")):
+    for file in (file for target, file in found.files.items() if target.parent.name == "bench"):
         for row in json.loads(file.read_text()).get("rows", ()):
             if "tokens_per_s" in row:
                 low, high = row["low"], row["high"]
                 text.append(
                     f"- `{file.stem}`, {row['name']}: {row['tokens_per_s']:,.0f} tokens/s [{low:,.0f}, {high:,.0f}]"
                 )
-    text += [*_twice(found.folder), *(["", table] if table else []), ""]
+    text += [*_twice(found.files), *(["", table] if table else []), ""]
     draft, book = "\n".join(text), LOG.read_text(encoding="utf-8")
     if draft not in book:  # else it was entered before
         before, mark, rest = book.partition("\n## ")
         write_atomically(LOG, f"{before}\n{draft}{mark}{rest}")
 
 
-def _twice(folder: Path) -> list[str]:
+def _twice(files: Mapping[Path, Path]) -> list[str]:
     """How far the two logs of the baseline lie apart."""
-    files = [folder / name for name in LOGS]
-    if not all(file.exists() for file in files):
+    if not files.keys() >= set(LOGS.values()):
         return []
-    one, other = (TrainingLog.parse(file.read_text()) for file in files)
+    one, other = (TrainingLog.parse(files[target].read_text()) for target in LOGS.values())
     apart = [abs(loss - other.losses[step]) for step, loss in one.losses.items() if step in other.losses]
     ends = ", ".join(f"{log.validation[max(log.validation)]:.6f}" for log in (one, other))
     return ["", f"The baseline twice: validation {ends}; training losses at most {max(apart):.3g} apart."]

@@ -26,21 +26,28 @@ def read(folder: Path, name: str) -> dict[str, Any]:
         record = json.loads((folder / name).read_text())
         if not isinstance(record["files"], dict):
             raise TypeError("no digests")
+        if outside := [file for file in record["files"] if Path(file).is_absolute() or ".." in Path(file).parts]:
+            raise ValueError(f"{outside[0]} is no file in this folder")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / name}: {type(error).__name__}: {error}") from None
     return dict(record)
 
 
-def faults(folder: Path, name: str) -> list[str]:
-    """Files that are missing or not what was written, in words. Raises ValueError as :func:`read` does."""
-    found = []
+def damaged(folder: Path, name: str) -> dict[str, str]:
+    """Files that are missing or not what was written, and which of both. Raises ValueError as :func:`read` does."""
+    found = {}
     for relative, digest in read(folder, name)["files"].items():
         file = folder / relative
         if not file.is_file():
-            found.append(f"{relative} is missing")
+            found[relative] = "is missing"
         elif _sha256(file) != digest:
-            found.append(f"{relative} is not what was written")
+            found[relative] = "is not what was written"
     return found
+
+
+def faults(folder: Path, name: str) -> list[str]:
+    """:func:`damaged` in words."""
+    return [f"{relative} {what}" for relative, what in damaged(folder, name).items()]
 
 
 def size(folder: Path) -> int:

@@ -37,7 +37,7 @@ STOP_BEFORE = 50  # steps before its end at which the baseline is stopped, and g
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command of a part. ``minutes``: of one that can only begin again, reckoned and not measured; else None."""
+    """One command of a part. ``minutes``: of one that can only begin again, estimated and not measured; else None."""
 
     name: str
     part: str
@@ -125,7 +125,7 @@ def _baseline(base: str | None, device: str, out: Path) -> list[Step]:
 
 
 def predicted_minutes(found: Sequence[Step], slots: Slots, out: Path) -> tuple[dict[str, float], str]:
-    """Minutes that each step has left to do, and what that is reckoned from.
+    """Minutes that each step has left to do, and what that is estimated from.
 
     A run that several steps have in common is the first one's. From what finished runs took, else from the tokens/s
     that the bench measured, else from a matrix product timed now, without what a run takes to start and to evaluate.
@@ -134,7 +134,7 @@ def predicted_minutes(found: Sequence[Step], slots: Slots, out: Path) -> tuple[d
         (step.folder, run.key): RunFolder(step.folder / "runs", run.key).status for step in found for run in step.runs
     }
     flops = {run.key: run.recipe.train.num_tokens * run.recipe.flops_per_token for step in found for run in step.runs}
-    took = [flops[key] / (s.ended - s.resumed) for (_, key), s in status.items() if s.state == "FINISHED"]
+    took = [flops[key] / _seconds(folder, key) for (folder, key), s in status.items() if s.state == "FINISHED"]
     if took:
         rate, basis = statistics.median(took), f"{len(took)} runs that are done"
     elif measured := _measured(found, out):
@@ -149,6 +149,11 @@ def predicted_minutes(found: Sequence[Step], slots: Slots, out: Path) -> tuple[d
         at_once = max(1, min(len(slots.devices), len(left)))
         minutes[step.name] = step.minutes or sum(flops[key] for _, key in left) / rate / at_once / 60
     return minutes, basis
+
+
+def _seconds(folder: Path, key: str) -> float:
+    """What a finished run took in all its processes, without the time between them."""
+    return RunFolder(folder / "runs", key).final_metrics()["final/wall_time_s"]
 
 
 def _measured(found: Sequence[Step], out: Path) -> float | None:

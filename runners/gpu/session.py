@@ -1,7 +1,8 @@
-"""``gpu``: carry out the steps that are left, within the minutes there are; what comes of each is in one folder."""
+"""``gpu``: carry out the steps that are left, within a given number of minutes; all results are in one folder."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,12 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from llama_variants.errors import ConfigError, Problem
 from runners.bench.suite import KEPT
+from runners.data.atomic import write_atomically
 from runners.execution.slots import Slots
 from runners.gpu import manifest
 from runners.gpu.pack import unpack
@@ -27,6 +29,7 @@ from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped, StopRequest
 
 RESULTS = "results.json"
+RECORDS = Path("reports/bench")
 KEPT_OF_A_RUN = ("config.yaml", "metrics.jsonl", "status.json", "events.log", "source.diff", "error.txt")
 """All but weights and checkpoints, which are large."""
 PATIENCE_S = 60.0  # that a step which was asked to stop has to finish the training step in hand and to save
@@ -46,11 +49,27 @@ class Session:
     say: Callable[[str], None]
 
     def carry_out(self, steps: Sequence[Step]) -> tuple[list[str], list[str]]:
-        """Names of steps that failed, and of those that are left. Raises Stopped on a signal, with all of it kept."""
-        began = time.monotonic()
-        until = began + 60 * self.minutes if self.minutes else float("inf")
+        """Names of steps that failed, and of those that are left.
+
+        Raises Stopped on a signal, with all of it kept; ConfigError where another session is at work in this folder.
+        """
+        until = time.monotonic() + 60 * self.minutes if self.minutes is not None else float("inf")
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with (self.cache / "gpu.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                received = "another session, or a step of one that was killed, still at work in this folder"
+                allowed = "one at a time: wait for its end"
+                raise ConfigError([Problem(path=(), received=received, allowed=allowed)]) from None
+            return self._carry_out(steps, until, lock)
+
+    def _carry_out(self, steps: Sequence[Step], until: float, lock: IO[str]) -> tuple[list[str], list[str]]:
         for place in ("steps", "logs"):
             (self.out / place).mkdir(parents=True, exist_ok=True)
+        if dropped := _drop_damaged(self.out):
+            self.say(f"not as the last session left it, and removed: {', '.join(dropped)}")
+        self._collect(steps)  # at once: a session that is killed outright can be gone on with
         _prepare(self.out, self.cache)
         minutes, basis = predicted_minutes(steps, self.slots, self.out)
         self.say(self._plan_text(steps, minutes, basis))
@@ -64,8 +83,8 @@ class Session:
                 if remaining <= 0 or 60 * (step.minutes or 0) > remaining:  # what cannot be gone on with is not begun
                     left.append(step.name)
                     continue
-                code = self._run(step, until)
-                self._collect()
+                code = self._run(step, until, lock)
+                self._collect(steps)
                 if self.stop.signum:
                     raise Stopped(self.stop.signum)
                 if time.monotonic() >= until and code:
@@ -74,7 +93,7 @@ class Session:
                     failed.append(step.name)
         finally:
             self.stop.deferring = False
-            self._collect()
+            self._collect(steps)
         return failed, left
 
     def done(self, step: Step) -> bool:
@@ -94,18 +113,24 @@ class Session:
             total += 0 if done else minutes[step.name]
             told = "done" if done else f"{minutes[step.name]:.1f}"
             lines.append(f"{step.name:<18} {len(step.runs) or '':>4} {told:>8}  {step.part}: {PARTS[step.part]}")
-        lines.append(
-            f"{'left':<18} {'':>4} {total:>8.1f}" + (f"  of {self.minutes:g} there are" if self.minutes else "")
+        lines.append(f"{'left':<18} {'':>4} {total:>8.1f}" + (f"  of MINUTES={self.minutes:g}" if self.minutes else ""))
+        return "\n".join(
+            [*lines, f"minutes of runs are estimated from {basis}; those of tests and bench are fixed guesses"]
         )
-        return "\n".join([*lines, f"of runs by {basis}; of tests and bench reckoned, not measured"])
 
-    def _run(self, step: Step, until: float) -> int:
-        """The step's exit code. It gets SIGINT when the minutes are over, or when this process was asked to stop."""
+    def _run(self, step: Step, until: float, lock: IO[str]) -> int:
+        """The step's exit code. It gets SIGINT when the minutes are over, or when this process was asked to stop.
+
+        It holds ``lock`` too, which is then held to its end, even where this process is killed before.
+        """
         _make_place(step.folder)
         self.say(f"{step.name}: python -m {' '.join(step.words)}")
-        began, log = time.monotonic(), self.out / "logs" / f"{step.name}.log"
+        began, known = time.monotonic(), _stamps(RECORDS)
+        # A file for each attempt: what is listed in the results is not written to again.
+        attempt = len(list((self.out / "logs").glob(f"{step.name}.*")))
+        log = self.out / "logs" / f"{step.name}.{attempt}.log"
         own = {"PYTHONPATH": str(Path.cwd()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "CUDA_TESTS": "yes"}
-        with log.open("ab") as file:
+        with log.open("wb") as file:
             # In a session of its own, so that a terminal's Ctrl-C reaches it once, by way of this process.
             child = subprocess.Popen(
                 [sys.executable, "-m", *step.words],
@@ -114,17 +139,25 @@ class Session:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=(lock.fileno(),),
             )
-            while child.poll() is None and time.monotonic() < until and not self.stop.signum:
-                time.sleep(LOOK_S)
-            if child.poll() is None:
-                child.send_signal(signal.SIGINT)
-                try:
+            try:
+                while child.poll() is None and time.monotonic() < until and not self.stop.signum:
+                    time.sleep(LOOK_S)
+                if child.poll() is None:
+                    child.send_signal(signal.SIGINT)
                     child.wait(PATIENCE_S)
-                except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:
+                pass
+            finally:  # after a second Ctrl-C, too, nothing stays behind on the card
+                if child.poll() is None:
                     os.killpg(child.pid, signal.SIGKILL)
-        code = child.wait()
+                code = child.wait()
         seconds, before = time.monotonic() - began, self._record(step)
+        for kept, stamp in _stamps(RECORDS).items():  # before the step counts as done; without older ones
+            if known.get(kept) != stamp:
+                (self.out / "bench").mkdir(exist_ok=True)
+                shutil.copyfile(kept, self.out / "bench" / kept.name)
         record = {
             "name": step.name,
             "part": step.part,
@@ -133,17 +166,15 @@ class Session:
             "seconds": round(seconds + (before["seconds"] if before else 0), 1),
             "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        (self.out / "steps" / f"{step.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_atomically(self.out / "steps" / f"{step.name}.json", json.dumps(record, indent=1) + "\n")
         self.say(f"{step.name}: {'done' if not code else f'exit code {code}, see {log}'}, {seconds / 60:.1f} min")
         return code
 
-    def _collect(self) -> None:
-        """Bring the folder up to date: records, runs without weights, and the digest of every file."""
-        for folder in Path("runs").glob("*/"):
-            if (folder / "status.json").exists():
-                _copy(folder, self.out / "runs" / folder.name)
-        if (records := Path("reports/bench")).exists():
-            shutil.copytree(records, self.out / "bench", dirs_exist_ok=True)
+    def _collect(self, steps: Sequence[Step]) -> None:
+        """Bring the folder up to date: the steps' runs without weights, and the digest of every file."""
+        for key in sorted({run.key for step in steps for run in step.runs}):
+            if (Path("runs") / key / "status.json").exists():
+                _copy(Path("runs") / key, self.out / "runs" / key)
         device = torch.device(self.slots.devices[0])
         around = environment(device)
         head = {
@@ -157,6 +188,29 @@ class Session:
 def _told(step: Step) -> str:
     """A step's command without where this folder is."""
     return " ".join(step.words).replace(f"{Path.cwd()}/", "")
+
+
+def _stamps(folder: Path) -> dict[Path, int]:
+    """When each file of a folder was last written."""
+    return {file: file.stat().st_mtime_ns for file in folder.glob("*") if file.is_file()}
+
+
+def _drop_damaged(out: Path) -> list[str]:
+    """Remove what is not as an earlier session left it, a run as a whole; what was removed."""
+    if not (out / RESULTS).exists():
+        return []
+    whole = set(manifest.read(out, RESULTS)["files"]) - set(bad := manifest.damaged(out, RESULTS))
+    dropped = []
+    for file in (out / name for name in bad):
+        if file.exists():
+            file.unlink()
+            dropped.append(str(file.relative_to(out)))
+    for run in sorted((out / "runs").glob("*/")):
+        files = {str(file.relative_to(out)) for file in run.iterdir()}
+        if not files <= whole or any(Path(name).parent == run.relative_to(out) for name in bad):
+            shutil.rmtree(run)
+            dropped.append(str(run.relative_to(out)))
+    return dropped
 
 
 def _prepare(out: Path, cache: Path) -> None:
@@ -184,8 +238,18 @@ def _make_place(folder: Path) -> None:
                 (folder / name).symlink_to(Path(name).absolute())
 
 
-def check_out(out: Path) -> None:
-    """Raises ConfigError where the results of another kind of session, or something else, are in the way."""
-    if out.exists() and any(out.iterdir()) and not (out / RESULTS).exists():
-        received = f"{out}, a folder without {RESULTS}"
-        raise ConfigError([Problem(path=("--out",), received=received, allowed="a new folder, or one to go on in")])
+def check_out(out: Path, base: str | None) -> None:
+    """Raises ConfigError where the results of a session on another base, or something else, are in the way."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    received = f"{out}, a folder without {RESULTS}"
+    if (out / RESULTS).exists():
+        try:
+            before = manifest.read(out, RESULTS).get("base")
+        except ValueError as error:
+            received = str(error)
+        else:
+            if before == base:
+                return
+            received = f"{out}, results on {before or 'the default bases'}"
+    raise ConfigError([Problem(path=("--out",), received=received, allowed="a new folder, or one to go on in")])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch._inductor.runtime.runtime_utils import default_cache_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -44,8 +45,13 @@ def keep_compiled_in(folder: Path) -> None:
 
 
 def compile_model(model: LlamaForCausalLM) -> None:
-    """Have the model's layers and loss compiled when they are first called with a shape; parameters stay."""
+    """Have the model's layers and loss compiled when they are first called with a shape; parameters stay.
+
+    The backward pass with the forward one, in this thread: by itself torch compiles it when it first runs, on a card in
+    a thread of autograd's, which does not see what this one has set in torch's configuration (``deterministic``).
+    """
     torch._dynamo.config.recompile_limit = KINDS
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     for layer in model.model.layers:
         layer.compile(fullgraph=True, dynamic=False)
     model.loss_function = compiled(next_token_loss)

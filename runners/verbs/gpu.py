@@ -1,4 +1,4 @@
-"""`gpu`: all that is to be done on a card, within the minutes there are."""
+"""`gpu`: everything to run on a card, within a given number of minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runners.verbs.common import CACHE, Context, add_device, seconds, verb
+from runners.verbs.common import CACHE, Context, add_device, minutes, verb
 from runners.verbs.progress import print_now
 
 LEFT = 3
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of :class:`Options`."""
     parser.add_argument("--base", help="a base for all parts (default: smollm2-135m-8m, and the baseline's own)")
     add_device(parser)
-    parser.add_argument("--minutes", type=seconds, help="there are; then the step in hand saves (default: no end)")
+    parser.add_argument(
+        "--minutes", type=minutes, help="stop after so many; the running step saves first (default: none)"
+    )
     parser.add_argument("--parts", default="", metavar="NAMES", help="with commas between (default: all)")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="FOLDER", help="default gpu-results")
 
@@ -41,7 +43,7 @@ def gpu(options: Options, context: Context) -> int:
     from runners.planning.plan import load_plan
     from runners.verbs.common import choose_slots
 
-    check_out(options.out)
+    check_out(options.out, options.base)
     parts = [part for part in map(str.strip, options.parts.split(",")) if part]
     slots = choose_slots(
         load_plan(Path("experiments/controls.yaml"), base=options.base or ABLATION_BASE), options.device
@@ -68,7 +70,7 @@ VERB = verb(
     Options,
     gpu,
     add_arguments,
-    summary="do all that is to be done on a card",
-    description="Carry out tests, bench, ablations and baseline on a card, within the minutes there are.",
+    summary="run everything that needs a card",
+    description="Carry out tests, bench, ablations and baseline on a card, within a given number of minutes.",
     examples=("gpu --minutes 9", "gpu --parts tests,bench --device cuda", "gpu --base tiny --device cpu"),
 )

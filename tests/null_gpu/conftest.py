@@ -42,10 +42,9 @@ def built() -> Path:
     return library
 
 
-def environment(library: Path, cards: int = 1) -> dict[str, str]:
-    """Of a process that has the null card."""
-    mine = {
-        "PYTHONPATH": str(ROOT),
+def variables(library: Path, cards: int = 1) -> dict[str, str]:
+    """Those by which a process has the null card."""
+    return {
         "LD_PRELOAD": str(library),
         "LD_LIBRARY_PATH": str(library.parent),
         "TRITON_LIBCUDA_PATH": str(library.parent),
@@ -53,7 +52,12 @@ def environment(library: Path, cards: int = 1) -> dict[str, str]:
         "NULL_GPU_COUNT": str(cards),
         "OMP_NUM_THREADS": "1",
     }
-    mine["CUDA_TESTS"] = "yes"  # else tests/conftest.py, which the process imports too, hides every card
+
+
+def environment(library: Path, cards: int = 1) -> dict[str, str]:
+    """Of a process of these tests."""
+    # CUDA_TESTS: else tests/conftest.py, which the process imports too, hides every card.
+    mine = variables(library, cards) | {"PYTHONPATH": str(ROOT), "CUDA_TESTS": "yes"}
     hidden = ("MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES")
     return {name: value for name, value in os.environ.items() if name not in hidden} | mine
 

@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 from runners.gpu import manifest
-from tests.null_gpu.conftest import PYTHON, built
-from tests.null_gpu.conftest import environment as with_card
+from tests.null_gpu.conftest import PYTHON, built, variables
 from tests.runners.gpu.rehearsal import environment, make_clone, packed
 
 DISBELIEVES = """
@@ -38,9 +37,8 @@ def test_a_session_goes_through_on_a_card(tmp_path: Path) -> None:
     """Bench, noise floor and baseline, whose runs compile for the card; every step comes to a good end."""
     project = packed(make_clone(tmp_path / "clone"), tmp_path / "packed")
     python = make_machine(tmp_path / "python")
-    around = {**environment(), **with_card(built())}
-    for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "CUDA_TESTS"):  # the session says these itself, or needs none
-        around.pop(name, None)
+    around = environment() | variables(built())
+    around.pop("CUDA_VISIBLE_DEVICES", None)  # by which tests/conftest.py hides every card
     command = ["make", "gpu", "BASE=tiny", "DEVICE=cuda", f"PYTHON={python}", "PARTS=bench,noise,baseline"]
     done = subprocess.run(command, cwd=project, env=around, capture_output=True, text=True)
     results = project / "gpu-results"

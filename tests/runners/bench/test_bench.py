@@ -133,6 +133,8 @@ def test_what_is_measured_is_what_a_run_does(project, monkeypatch):
         ("NVIDIA GeForce RTX 4090", 165),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA H20", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("AMD Instinct MI300X", None),
     ],
 )

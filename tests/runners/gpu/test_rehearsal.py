@@ -66,7 +66,7 @@ def test_a_session_is_stopped_goes_on_and_is_entered(clone, machine):
     # Too few minutes: the step in hand is stopped and saves; neither tests nor bench are begun, which cannot go on.
     stopped = make_gpu(project, python, "MINUTES=0.3")
     assert "Error 3" in stopped.stderr, stopped.stdout + stopped.stderr
-    assert re.search(r"^left +[\d.]+  of 0\.3 there are$", stopped.stdout, flags=re.MULTILINE)
+    assert re.search(r"^left +[\d.]+  of MINUTES=0\.3$", stopped.stdout, flags=re.MULTILINE)
     left = re.search(r"^left: (.*)$", stopped.stderr, flags=re.MULTILINE)
     assert left is not None
     assert left[1].startswith("tests, peers, decode, ")

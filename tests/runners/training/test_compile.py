@@ -228,6 +228,47 @@ def test_another_loss_is_not_believed(config, monkeypatch):
     assert not is_compiled(model)
 
 
+def pretend(model: LlamaForCausalLM) -> None:
+    """Compiled, as far as anyone can tell."""
+    honest = model.loss_function
+    model.loss_function = lambda *arguments: honest(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [0.0, 2e-4])
+def test_a_block_that_draws_random_numbers_is_compiled_and_compared_in_evaluation(config, monkeypatch, wrong):
+    """Its gradients differ from themselves; a loss that is wrong in evaluation is seen all the same."""
+
+    def lie(model: LlamaForCausalLM) -> None:
+        honest = model.loss_function
+        model.loss_function = lambda *arguments: honest(*arguments) + wrong * (not torch.is_grad_enabled())
+
+    monkeypatch.setattr(autotune, "compile_model", lie)
+    model, said = build_model(TINY, seed=SEED), []
+    model.model.layers[1].mlp = nn.Sequential(model.model.layers[1].mlp, nn.Dropout(0.5))
+    batch = ids(TINY, batch=BATCH, time=16)
+    _, compiled = settle(model, optimizer_of(model, config), batch, config, World(), said.append, compiled=True)
+    assert compiled == (not wrong)
+    assert ("in evaluation" if wrong else "a block draws random numbers") in said[0]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_eager_code_that_takes_too_much_memory_is_no_reason_not_to_compile(config, monkeypatch):
+    """One window as it is written may take more than all that are compiled."""
+
+    def needs(model: nn.Module, batch: Tensor, config: TrainConfig, world: World, micro_batch: int) -> Tensor:
+        if micro_batch == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradients(model, batch, config, world, micro_batch)
+
+    monkeypatch.setattr(autotune, "compile_model", pretend)
+    monkeypatch.setattr(autotune, "gradients", needs)
+    model, said = build_model(TINY, seed=SEED), []
+    batch, optimizer = ids(TINY, batch=BATCH, time=16), optimizer_of(model, config)
+    assert settle(model, optimizer, batch, config, World(), said.append, compiled=True) == (BATCH, True)
+    assert said == ["compiled gradients are not compared with eager ones, which take more memory than there is"]
+
+
 def test_running_out_of_memory_is_no_reason_not_to_compile(config, monkeypatch):
     def needs(room: int) -> None:
         def check(model: LlamaForCausalLM, batch: Tensor, config: TrainConfig) -> None:
@@ -270,6 +311,35 @@ print(cache_dir())
     assert default == default_cache_dir() != place == str(tmp_path / "ours")
     assert said_by(code, **{CACHE_DIR: str(tmp_path / "own")}) == [str(tmp_path / "own")] * 2
     assert said_by(code, **{CACHE_DIR: default}) == [default, place]  # as a child inherits it
+
+
+IN_A_THREAD = """
+import threading, torch
+from torch._inductor.graph import GraphLowering
+from llama_variants import build_model
+from runners.training.compile import compile_model
+from runners.training.determinism import make_deterministic
+from tests.llama_variants.models import TINY, ids
+seen, honest = [], GraphLowering.run
+def record(*arguments, **options):
+    seen.append(torch._inductor.config.deterministic)
+    return honest(*arguments, **options)
+GraphLowering.run = record
+make_deterministic(True)
+model = build_model(TINY.override({"num_hidden_layers": 1})).train()
+compile_model(model)
+loss = model(ids(TINY), labels=ids(TINY)).loss
+thread = threading.Thread(target=loss.backward)
+thread.start()
+thread.join()
+print(len(seen), all(seen), model.lm_head.weight.grad is not None)
+"""
+
+
+@pytest.mark.slow
+def test_the_backward_pass_is_compiled_deterministic_too(tmp_path):
+    """On a card it runs in a thread of autograd's own, to which torch's configuration is the default."""
+    assert said_by(IN_A_THREAD, **{CACHE_DIR: str(tmp_path)}) == ["4", "True", "True"]
 
 
 COMPILES = """
@@ -319,11 +389,7 @@ def test_an_interrupted_compilation_is_not_remembered(project, recipe, monkeypat
         stop.signum = signal.SIGINT
         raise RuntimeError("g++ was killed")
 
-    def lie(model: LlamaForCausalLM) -> None:  # compiled, as far as anyone can tell
-        honest = model.loss_function
-        model.loss_function = lambda *arguments: honest(*arguments)
-
-    monkeypatch.setattr(autotune, "compile_model", lie)
+    monkeypatch.setattr(autotune, "compile_model", pretend)
     options, compiled = RunOptions(compile_mode="on"), []
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(autotune, "_check_compiled", interrupted)
