@@ -26,6 +26,8 @@ def read(folder: Path, name: str) -> dict[str, Any]:
         record = json.loads((folder / name).read_text())
         if not isinstance(record["files"], dict):
             raise TypeError("no digests")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"there is no {folder / name}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / name}: {type(error).__name__}: {error}") from None
     return dict(record)
