@@ -48,11 +48,12 @@ class Session:
     def carry_out(self, steps: Sequence[Step]) -> tuple[list[str], list[str]]:
         """Names of steps that failed, and of those that are left. Raises Stopped on a signal, with all of it kept."""
         began = time.monotonic()
-        until = began + 60 * self.minutes if self.minutes else float("inf")
+        until = began + 60 * self.minutes if self.minutes is not None else float("inf")
         for place in ("steps", "logs"):
             (self.out / place).mkdir(parents=True, exist_ok=True)
         _prepare(self.out, self.cache)
         minutes, basis = predicted_minutes(steps, self.slots, self.out)
+        self._collect()  # so that a session that is killed in its first step can go on
         self.say(self._plan_text(steps, minutes, basis))
         failed, left = [], []
         self.stop.deferring = True
@@ -61,7 +62,10 @@ class Session:
                 if self.done(step):
                     continue
                 remaining = until - time.monotonic()
-                if remaining <= 0 or 60 * (step.minutes or 0) > remaining:  # what cannot be gone on with is not begun
+                if remaining <= 0 or 60 * (step.minutes or 0) > remaining:
+                    if remaining > 0:  # what cannot be gone on with is not begun
+                        left_s = f"{remaining / 60:.1f} are left"
+                        self.say(f"{step.name}: not begun: takes {step.minutes:g} min in one go, {left_s}")
                     left.append(step.name)
                     continue
                 code = self._run(step, until)
@@ -88,22 +92,26 @@ class Session:
 
     def _plan_text(self, steps: Sequence[Step], minutes: Mapping[str, float], basis: str) -> str:
         lines = [f"{'step':<18} {'runs':>4} {'minutes':>8}  part"]
-        total = 0.0
+        total, last = 0.0, ""
         for step in steps:
             done = self.done(step)
             total += 0 if done else minutes[step.name]
+            if self.minutes is not None and total > self.minutes:
+                last = last or step.name
             told = "done" if done else f"{minutes[step.name]:.1f}"
             lines.append(f"{step.name:<18} {len(step.runs) or '':>4} {told:>8}  {step.part}: {PARTS[step.part]}")
-        lines.append(
-            f"{'left':<18} {'':>4} {total:>8.1f}" + (f"  of {self.minutes:g} there are" if self.minutes else "")
-        )
-        return "\n".join([*lines, f"of runs by {basis}; of tests and bench reckoned, not measured"])
+        there = f"  of {self.minutes:g} there are" if self.minutes is not None else ""
+        lines.append(f"{'left':<18} {'':>4} {total:>8.1f}{there}")
+        lines.append(f"minutes of runs: by {basis}; of tests and bench: a guess")
+        if last:
+            lines.append(f"the minutes will be over in {last}; what matters more comes first with PARTS=")
+        return "\n".join(lines)
 
     def _run(self, step: Step, until: float) -> int:
         """The step's exit code. It gets SIGINT when the minutes are over, or when this process was asked to stop."""
         _make_place(step.folder)
-        self.say(f"{step.name}: python -m {' '.join(step.words)}")
         began, log = time.monotonic(), self.out / "logs" / f"{step.name}.log"
+        self.say(f"{step.name}: python -m {' '.join(step.words)} (output in {log})")
         own = {"PYTHONPATH": str(Path.cwd()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "CUDA_TESTS": "yes"}
         with log.open("ab") as file:
             # In a session of its own, so that a terminal's Ctrl-C reaches it once, by way of this process.
@@ -184,8 +192,16 @@ def _make_place(folder: Path) -> None:
                 (folder / name).symlink_to(Path(name).absolute())
 
 
-def check_out(out: Path) -> None:
-    """Raises ConfigError where the results of another kind of session, or something else, are in the way."""
-    if out.exists() and any(out.iterdir()) and not (out / RESULTS).exists():
-        received = f"{out}, a folder without {RESULTS}"
-        raise ConfigError([Problem(path=("--out",), received=received, allowed="a new folder, or one to go on in")])
+def check_out(out: Path, base: str | None) -> None:
+    """Raises ConfigError where results on another base, or something else, are in the way."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        before = manifest.read(out, RESULTS).get("base")
+    except ValueError as error:
+        problem = Problem(path=("--out",), received=f"{out}: {error}", allowed="a new folder, or one to go on in")
+        raise ConfigError([problem]) from None
+    if before != base:
+        received, theirs = (f"base {name}" if name else "no base named" for name in (base, before))
+        allowed = f"another --out, or what the results in {out} were made with: {theirs}"
+        raise ConfigError([Problem(path=("--base",), received=received, allowed=allowed)])

@@ -148,6 +148,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def minutes(text: str) -> float:
+    """A finite number of minutes above 0, typed."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return value
+
+
 def nats(text: str) -> float:
     """The size of an effect, typed: finite and above 0."""
     value = _number(text)
