@@ -124,13 +124,14 @@ check: setup  ## lint, format, types, import directions
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-gpu-pack: setup  ## build/gpu-pack: what a machine with a card and no network needs, below 64 MiB
+gpu-pack: setup  ## build/gpu-pack: what make gpu needs on a machine with a card and no network, at most 64 MiB
 	$(PY) -m runners gpu-pack $(if $(BASE),--base $(call quoted,$(BASE))) $(ARGS)
 
 # In the packed folder the environment is made of the carried wheels, over what the machine has.
-gpu: $(if $(wildcard pack.json),,setup)  ## everything to run on a card, in order (MINUTES=, PARTS=, BASE=, DEVICE=); again: go on
+gpu: $(if $(wildcard pack.json),,setup)  ## on a card: tests, bench, experiments, baseline (MINUTES=, PARTS=, BASE=, DEVICE=); again: go on
 	$(if $(wildcard pack.json),$(PYTHON) -m runners.gpu.bare,$(PY) -m runners gpu) $(if $(BASE),--base $(call quoted,$(BASE))) \
-		$(if $(DEVICE),--device $(DEVICE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PARTS),--parts $(PARTS)) $(ARGS)
+		$(if $(DEVICE),--device $(call quoted,$(DEVICE))) $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) \
+		$(if $(PARTS),--parts $(call quoted,$(PARTS))) $(ARGS)
 
 gpu-import: setup  ## enter the results of `make gpu` into this checkout (FROM=gpu-results)
 	$(PY) -m runners gpu-import $(call quoted,$(or $(FROM),gpu-results)) $(ARGS)

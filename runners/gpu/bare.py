@@ -5,6 +5,8 @@ For a machine with torch, transformers and no network, in a folder that ``gpu-pa
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -28,10 +30,12 @@ def main(arguments: list[str]) -> int:
         return _refuse(f"{error}; start it in a folder that `make gpu-pack` built")
     if damaged:
         return _refuse("the folder is not what `make gpu-pack` built: " + "; ".join(damaged[:5]))
+    if lacks := [name for name in ("torch", "transformers", "pip") if importlib.util.find_spec(name) is None]:
+        return _refuse(f"{sys.executable} lacks {', '.join(lacks)}; name a Python that has them with PYTHON=")
     python = ENVIRONMENT / "bin/python"
     done = ENVIRONMENT / ".carried"
-    pack = Path("pack.json").read_text()
-    if not (python.exists() and done.exists() and done.read_text() == pack):  # another machine's, or another pack's
+    mine = sys.executable + "\n" + Path("pack.json").read_text()
+    if not (python.exists() and done.exists() and done.read_text() == mine):  # of another Python, or another pack
         print("installing the carried wheels into .venv", flush=True)
         _make(python)
         pip = [
@@ -47,8 +51,10 @@ def main(arguments: list[str]) -> int:
         # What the machine has already, in a version that will do, pip leaves as it is.
         given = ["--no-index", "--find-links", str(WHEELS), "-r", str(WHEELS / "requirements.txt")]
         if subprocess.run([*pip, *given]).returncode:
-            return _refuse("a carried wheel could not be installed; pip says which above", 1)
-        done.write_text(pack)
+            carried = " and ".join(json.loads(Path("pack.json").read_text())["pythons"])
+            text = f"pip says above what could not be installed; the wheels are for Python {carried}, this is"
+            return _refuse(f"{text} {sys.version.split()[0]} (make gpu-pack ARGS='--python 3.N')", 1)
+        done.write_text(mine)
     command = [str(python), "-m", "runners", "gpu", *arguments]
     os.execv(command[0], command)
 

@@ -46,7 +46,8 @@ def check(folder: Path, root: Path) -> Found:
         faults = manifest.faults(folder, RESULTS)
         head = manifest.read(folder, RESULTS)
     except ValueError as error:
-        raise ConfigError([Problem(path=(), received=str(error), allowed="a folder that `make gpu` wrote")]) from None
+        allowed = "a folder that `make gpu` wrote, such as gpu-results"
+        raise ConfigError([Problem(path=("FROM",), received=str(error), allowed=allowed)]) from None
     if faults:
         raise _refusal(folder, faults, "the folder as `make gpu` left it")
     listed = [folder / name for name in head["files"]]  # nothing else is entered: its content is not checked
@@ -56,7 +57,8 @@ def check(folder: Path, root: Path) -> Found:
     if taken := [run.name for run in runs if (root / run.name).exists() and not _equal(run, root / run.name)]:
         raise _refusal(folder, [f"run {name} is here, and another" for name in taken], "to move those away first")
     files = {target: folder / name for name, target in LOGS.items()}
-    files |= {EXPERIMENTS / "bench" / file.name: file for file in listed if file.match("bench/*.json")}
+    if not str(head["environment"]["device"]).startswith("cpu"):  # whose bench rehearses, and measures nothing
+        files |= {EXPERIMENTS / "bench" / file.name: file for file in listed if file.match("bench/*.json")}
     steps = [json.loads(file.read_text()) for file in listed if file.match("steps/*.json")]
     return Found(
         folder=folder,
@@ -179,5 +181,5 @@ def _equal(run: Path, here: Path) -> bool:
 
 def _refusal(folder: Path, faults: Sequence[str], allowed: str) -> ConfigError:
     shown = [*faults[:5], *([f"and {len(faults) - 5} more"] if len(faults) > 5 else [])]
-    problems = [Problem(path=(), received=fault, allowed=allowed) for fault in shown]
+    problems = [Problem(path=("FROM",), received=fault, allowed=allowed) for fault in shown]
     return ConfigError(problems, title=f"{folder}: {len(faults)} problems, nothing was entered")

@@ -28,6 +28,8 @@ def read(folder: Path, name: str) -> dict[str, Any]:
             raise TypeError("no digests")
         if outside := [file for file in record["files"] if Path(file).is_absolute() or ".." in Path(file).parts]:
             raise ValueError(f"{outside[0]} is no file in this folder")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"there is no {folder / name}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / name}: {type(error).__name__}: {error}") from None
     return dict(record)

@@ -36,16 +36,20 @@ def pack(
     """Build ``folder``, whole or not at all; bytes of each part of it.
 
     Args:
-        folder: replaced where it is there.
+        folder: an earlier pack there is replaced.
         base: as of ``gpu``; its tokens are carried.
         pythons: versions of Python to carry wheels for, such as "3.12".
         cache: of wheels and shards.
         say: receives lines of text.
 
     Raises:
-        ConfigError: for a tree with changes that no commit holds, and for more than :data:`LIMIT`.
+        ConfigError: for a tree with changes that no commit holds, for another thing in the folder's place, and for more
+            than :data:`LIMIT`.
         DataError: when text or wheels cannot be had.
     """
+    if folder.exists() and not (folder / "pack.json").exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        received = f"{folder}, where something else is"
+        raise ConfigError([Problem(path=("--out",), received=received, allowed="a new folder, or an earlier pack")])
     commit = _commit()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

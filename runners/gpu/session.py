@@ -80,7 +80,10 @@ class Session:
                 if self.done(step):
                     continue
                 remaining = until - time.monotonic()
-                if remaining <= 0 or 60 * (step.minutes or 0) > remaining:  # what cannot be gone on with is not begun
+                if remaining <= 0 or 60 * (step.minutes or 0) > remaining:
+                    if remaining > 0:  # what cannot be gone on with is not begun
+                        left_s = f"{remaining / 60:.1f} are left"
+                        self.say(f"{step.name}: not begun: takes {step.minutes:g} min in one go, {left_s}")
                     left.append(step.name)
                     continue
                 code = self._run(step, until, lock)
@@ -107,16 +110,20 @@ class Session:
 
     def _plan_text(self, steps: Sequence[Step], minutes: Mapping[str, float], basis: str) -> str:
         lines = [f"{'step':<18} {'runs':>4} {'minutes':>8}  part"]
-        total = 0.0
+        total, last = 0.0, ""
         for step in steps:
             done = self.done(step)
             total += 0 if done else minutes[step.name]
+            if self.minutes is not None and total > self.minutes:
+                last = last or step.name
             told = "done" if done else f"{minutes[step.name]:.1f}"
             lines.append(f"{step.name:<18} {len(step.runs) or '':>4} {told:>8}  {step.part}: {PARTS[step.part]}")
-        lines.append(f"{'left':<18} {'':>4} {total:>8.1f}" + (f"  of MINUTES={self.minutes:g}" if self.minutes else ""))
-        return "\n".join(
-            [*lines, f"minutes of runs are estimated from {basis}; those of tests and bench are fixed guesses"]
-        )
+        there = f"  of MINUTES={self.minutes:g}" if self.minutes is not None else ""
+        lines.append(f"{'left':<18} {'':>4} {total:>8.1f}{there}")
+        lines.append(f"minutes of runs are estimated from {basis}; those of tests and bench are fixed guesses")
+        if last:
+            lines.append(f"the minutes will be over in {last}; what matters more comes first with PARTS=")
+        return "\n".join(lines)
 
     def _run(self, step: Step, until: float, lock: IO[str]) -> int:
         """The step's exit code. It gets SIGINT when the minutes are over, or when this process was asked to stop.
@@ -124,11 +131,11 @@ class Session:
         It holds ``lock`` too, which is then held to its end, even where this process is killed before.
         """
         _make_place(step.folder)
-        self.say(f"{step.name}: python -m {' '.join(step.words)}")
         began, known = time.monotonic(), _stamps(RECORDS)
         # A file for each attempt: what is listed in the results is not written to again.
         attempt = len(list((self.out / "logs").glob(f"{step.name}.*")))
         log = self.out / "logs" / f"{step.name}.{attempt}.log"
+        self.say(f"{step.name}: python -m {' '.join(step.words)} (output in {log})")
         own = {"PYTHONPATH": str(Path.cwd()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "CUDA_TESTS": "yes"}
         with log.open("wb") as file:
             # In a session of its own, so that a terminal's Ctrl-C reaches it once, by way of this process.
@@ -239,17 +246,15 @@ def _make_place(folder: Path) -> None:
 
 
 def check_out(out: Path, base: str | None) -> None:
-    """Raises ConfigError where the results of a session on another base, or something else, are in the way."""
+    """Raises ConfigError where results on another base, or something else, are in the way."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    received = f"{out}, a folder without {RESULTS}"
-    if (out / RESULTS).exists():
-        try:
-            before = manifest.read(out, RESULTS).get("base")
-        except ValueError as error:
-            received = str(error)
-        else:
-            if before == base:
-                return
-            received = f"{out}, results on {before or 'the default bases'}"
-    raise ConfigError([Problem(path=("--out",), received=received, allowed="a new folder, or one to go on in")])
+    try:
+        before = manifest.read(out, RESULTS).get("base")
+    except ValueError as error:
+        problem = Problem(path=("--out",), received=f"{out}: {error}", allowed="a new folder, or one to go on in")
+        raise ConfigError([problem]) from None
+    if before != base:
+        received, theirs = (f"base {name}" if name else "no base named" for name in (base, before))
+        allowed = f"another --out, or what the results in {out} were made with: {theirs}"
+        raise ConfigError([Problem(path=("--base",), received=received, allowed=allowed)])

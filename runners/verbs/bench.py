@@ -104,7 +104,7 @@ VERB = verb(
     summary="measure throughput in training and in generation, in turn with what it is compared to",
     examples=(
         "bench peers --base tiny --device cpu --threads 1",
-        "bench blocks --only mqa,relu2 --rounds 9",
+        "bench blocks --only attention=mqa,mlp=relu2 --rounds 9",
         "bench decode --base tiny --batch 1,8 --context 32,64",
     ),
 )

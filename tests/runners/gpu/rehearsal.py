@@ -25,7 +25,7 @@ FEWER = {
 
 
 def environment() -> dict[str, str]:
-    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")
+    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "ARGS")  # of the make that runs the tests
     return {key: value for key, value in clean_environment().items() if key not in dropped}
 
 

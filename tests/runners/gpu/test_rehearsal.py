@@ -122,7 +122,7 @@ def test_a_session_is_stopped_goes_on_and_is_entered(clone, machine):
     changed = set(git(entered, "diff", "--name-only").split())
     assert {"README.md", "experiments/LOG.md", "training.log"} <= changed
     assert {f"experiments/results/{name}-tiny.json" for name in FIVE} <= changed
-    assert "experiments/bench/peers-tiny-cpu-x86_64.json" in changed
+    assert not [name for name in changed if "bench" in name]  # a rehearsal's replace none
     page = (entered / "README.md").read_text()
     table = page.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0]
     assert "5.12k tokens a run" in table

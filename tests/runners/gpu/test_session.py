@@ -118,7 +118,7 @@ def test_results_on_another_base_are_not_mixed_with_these(tmp_path):
     manifest.write(tmp_path, RESULTS, {"base": "tiny"})
     check_out(tmp_path, "tiny")
     check_out(tmp_path / "new", None)
-    with pytest.raises(ConfigError, match="results on tiny"):
+    with pytest.raises(ConfigError, match="made with: base tiny"):
         check_out(tmp_path, None)
     (tmp_path / RESULTS).write_text("{")
     with pytest.raises(ConfigError, match="JSONDecodeError"):
