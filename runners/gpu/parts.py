@@ -83,9 +83,13 @@ def _bench(base: str | None, device: str) -> list[Step]:
     given = ("--device", device, *(("--base", base) if base else ()))
     if device == "cpu":
         given += REHEARSED
+    longest = load_plan(EXPERIMENTS / "controls.yaml", base=ablation_base(base)).arms[0].recipe.model
+    # One point: each model and each point is compiled anew, as a whole.
+    point = ("--batch", "8", "--context", str(longest.max_position_embeddings))
+    decoded = (*point, "--only", "attention=mqa,attention=mha", "--seconds", "0.2")
     return [
-        Step(name=what, part="bench", words=("runners", "bench", what, *given), minutes=minutes)
-        for what, minutes in (("peers", 4.0), ("decode", 2.0))
+        Step(name="peers", part="bench", words=("runners", "bench", "peers", *given), minutes=4.0),
+        Step(name="decode", part="bench", words=("runners", "bench", "decode", *given, *decoded), minutes=4.0),
     ]
 
 
