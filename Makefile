@@ -48,12 +48,12 @@ plan: setup  ## what EXP would run, what it costs, what it could see
 power: setup  ## which effect how many seeds show, on EXP's base
 	$(PY) -m runners power $(FILE) $(OPTIONS)
 
-baseline: setup  ## the baseline, stopped before its end and gone on with, and its training.log (BASE=tiny on a CPU)
+baseline: setup  ## the baseline, stopped before its end and resumed, and its training.log (BASE=tiny on a CPU)
 	$(PY) -m runners train experiments/baseline.yaml control --stop-after -50 $(OPTIONS)
 	$(PY) -m runners train experiments/baseline.yaml control $(filter-out --fresh,$(OPTIONS))
 	$(PY) -m runners log experiments/baseline.yaml control --out training.log $(if $(BASE),--base $(call quoted,$(BASE)))
 
-reproduce: setup  ## make again what training.log says, and the first batch at full size (STEPS=, ROWS=, LOGS=)
+reproduce: setup  ## rerun what training.log records, and the first batch at full size (STEPS=, ROWS=, LOGS=)
 	$(PY) -m runners reproduce $(LOGS) $(if $(STEPS),--steps $(STEPS)) $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 results: setup  ## the results table of README.md, from experiments/results/

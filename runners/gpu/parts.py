@@ -32,7 +32,7 @@ AGAIN = Path("cache/gpu-again")
 """Where the baseline is made a second time: with run folders of its own, and the first one's tokens."""
 REHEARSED = ("--threads", "1", "--rounds", "2", "--seconds", "0.2")
 """The bench without a card, which rehearses and measures nothing that counts."""
-STOP_BEFORE = 50  # steps before its end at which the baseline is stopped, and gone on with
+STOP_BEFORE = 50  # steps before its end at which the baseline is stopped, and resumed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ class Session:
             (self.out / place).mkdir(parents=True, exist_ok=True)
         if dropped := _drop_damaged(self.out):
             self.say(f"not as the last session left it, and removed: {', '.join(dropped)}")
-        self._collect(steps)  # at once: a session that is killed outright can be gone on with
+        self._collect(steps)  # at once: a session that is killed outright can be resumed
         _prepare(self.out, self.cache)
         minutes, basis = predicted_minutes(steps, self.slots, self.out)
         self.say(self._plan_text(steps, minutes, basis))
@@ -81,7 +81,7 @@ class Session:
                     continue
                 remaining = until - time.monotonic()
                 if remaining <= 0 or 60 * (step.minutes or 0) > remaining:
-                    if remaining > 0:  # what cannot be gone on with is not begun
+                    if remaining > 0:  # what cannot be resumed is not begun
                         left_s = f"{remaining / 60:.1f} are left"
                         self.say(f"{step.name}: not begun: takes {step.minutes:g} min in one go, {left_s}")
                     left.append(step.name)
