@@ -25,7 +25,7 @@ from runners.planning.bases import load_base
 from runners.planning.recipe import TrainConfig
 from runners.runs.folder import RunFolder
 from runners.runs.signals import Stopped, StopRequest
-from runners.training import autotune
+from runners.training import autotune, loss
 from runners.training import compile as compile_module
 from runners.training.autotune import AT_ONCE, find_micro_batch, settle
 from runners.training.compile import (
@@ -228,10 +228,16 @@ def test_another_loss_is_not_believed(config, monkeypatch):
     assert not is_compiled(model)
 
 
-def pretend(model: LlamaForCausalLM) -> None:
-    """Compiled, as far as anyone can tell."""
-    honest = model.loss_function
-    model.loss_function = lambda *arguments: honest(*arguments)
+@pytest.fixture
+def pretended(monkeypatch) -> None:
+    """Models are compiled as far as anyone can tell; torch compiles nothing."""
+
+    def pretend(model: LlamaForCausalLM) -> None:
+        honest = model.loss_function
+        model.loss_function = lambda *arguments: honest(*arguments)
+
+    monkeypatch.setattr(autotune, "compile_model", pretend)
+    monkeypatch.setattr(loss, "compiled", lambda function: function)
 
 
 @pytest.mark.slow
@@ -253,6 +259,7 @@ def test_a_block_that_draws_random_numbers_is_compiled_and_compared_in_evaluatio
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.usefixtures("pretended")
 def test_eager_code_that_takes_too_much_memory_is_no_reason_not_to_compile(config, monkeypatch):
     """One window as it is written may take more than all that are compiled."""
 
@@ -261,12 +268,12 @@ def test_eager_code_that_takes_too_much_memory_is_no_reason_not_to_compile(confi
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gradients(model, batch, config, world, micro_batch)
 
-    monkeypatch.setattr(autotune, "compile_model", pretend)
     monkeypatch.setattr(autotune, "gradients", needs)
     model, said = build_model(TINY, seed=SEED), []
     batch, optimizer = ids(TINY, batch=BATCH, time=16), optimizer_of(model, config)
-    assert settle(model, optimizer, batch, config, World(), said.append, compiled=True) == (BATCH, True)
+    found = settle(model, optimizer, batch, config, World(), said.append, compiled=True)
     assert said == ["compiled gradients are not compared with eager ones, which take more memory than there is"]
+    assert found == (BATCH, True)
 
 
 def test_running_out_of_memory_is_no_reason_not_to_compile(config, monkeypatch):
@@ -381,6 +388,7 @@ def test_a_process_forgets_what_it_compiled_for_another_preference(monkeypatch):
     assert len(forgotten) == 2
 
 
+@pytest.mark.usefixtures("pretended")
 def test_an_interrupted_compilation_is_not_remembered(project, recipe, monkeypatch):
     """A Ctrl-C kills the compilers too: their failure is not why the run would go on without them for good."""
     run, stop = new_run(project, recipe), StopRequest()
@@ -389,7 +397,6 @@ def test_an_interrupted_compilation_is_not_remembered(project, recipe, monkeypat
         stop.signum = signal.SIGINT
         raise RuntimeError("g++ was killed")
 
-    monkeypatch.setattr(autotune, "compile_model", pretend)
     options, compiled = RunOptions(compile_mode="on"), []
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(autotune, "_check_compiled", interrupted)
