@@ -69,6 +69,8 @@ def execute(
         # Not before the first process has the lock, and knows how it went with whoever had it.
         (todo,) = processes.most(processes.first and run.checked_status().state != "FINISHED")
         if not todo:
+            if processes.first:
+                run.clear_checkpoints()  # which stay where a process is killed between its run's end and their deletion
             return
         try:
             _train(run, cache, device, options, stop, processes, on_step)

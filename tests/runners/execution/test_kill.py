@@ -122,3 +122,13 @@ def test_a_resume_of_a_resume_is_straight_through(place, run, straight):
     assert len(steps) >= 3
     assert steps == sorted(set(steps))
     assert len({json.dumps(row) for row in run.rows()[0]}) == 30
+
+
+def test_a_run_that_was_killed_before_its_checkpoints_were_deleted_has_them_deleted(place, run):
+    assert finish(Plan(place, run.key)) == 0
+    left = run.checkpoints / "step-00000010"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"0")
+    assert finish(Plan(place, run.key)) == 0
+    assert run.status.state == "FINISHED"
+    assert not run.checkpoints.exists()
