@@ -209,17 +209,19 @@ def _chosen(only: Sequence[str], known: Sequence[str]) -> Sequence[str]:
     return only
 
 
+SHARES = {"MFU PaLM": "mfu_palm", "causal": "mfu_causal", "of roofline": "of_roofline"}
+
+
 def _table(record: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
     what, rows = record["what"], record["rows"]
+    shares = [name for name, key in SHARES.items() if any(row.get(key) for row in rows)]  # of a card that is known
     columns = {
         "peers": (
             "contender",
             "tokens/s [95 % interval]",
             f"x {REFERENCE}",
-            "MFU PaLM",
-            "causal",
-            "of roofline",
+            *shares,
             "of ceiling",
             "memory",
             "windows",
@@ -245,13 +247,11 @@ def _table(record: Mapping[str, Any]) -> Table:
         speed = f"{row['tokens_per_s']:,.0f} [{row['low']:,.0f}, {row['high']:,.0f}]"
         times = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]" if "ratio" in row else ""
         if what == "peers":
-            known = [row.get(name) for name in ("mfu_palm", "mfu_causal", "of_roofline")]
-            shares = [f"{100 * share:.1f} %" if share else "–" for share in known]
             table.add_row(
                 row["name"],
                 speed,
                 times,
-                *shares,
+                *(f"{100 * row[SHARES[name]]:.1f} %" for name in shares),
                 f"{100 * row['of_ceiling']:.0f} %",
                 _bytes(row["peak_memory_bytes"]),
                 str(row["micro_batch"]),
