@@ -51,7 +51,7 @@ def test_a_session_goes_through_on_a_card(tmp_path: Path) -> None:
     statuses = [json.loads(file.read_text()) for file in (results / "runs").glob("*/status.json")]
     assert statuses
     assert all(status["state"] == "FINISHED" for status in statuses)
-    assert {status["environment"]["device"].partition("-")[0] for status in statuses} == {"cuda"}
+    assert not [status for status in statuses if status["environment"]["device"].startswith("cpu")]
     metrics = [(file.parent / "metrics.jsonl").read_text() for file in (results / "runs").glob("*/status.json")]
     assert all('"final/compiled": 1.0' in text for text in metrics)
     (record,) = (results / "bench").glob("peers-*.json")
