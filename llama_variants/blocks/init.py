@@ -42,6 +42,18 @@ def _fill_normal(weight: Tensor, std: float, seed: int, name: str) -> None:
         weight.copy_(normal_by_name(tuple(weight.shape), seed, name) * std)
 
 
+@torch.no_grad()
+def perturb(model: nn.Module, relative: float, seed: int) -> None:
+    """Multiply every parameter by 1 + ``relative`` · u, u uniform in [-1, 1], drawn by (seed, parameter name).
+
+    At 2^-20 this moves the last bits of a float32 alone: whatever sets the two models apart later is rounding that
+    training amplified. The draws are float32 on the CPU, the same for every device; zeros stay zeros.
+    """
+    for name, parameter in model.named_parameters() if relative else ():
+        u = _generator(seed, f"{name}/twin").random(tuple(parameter.shape), dtype=np.float32) * 2 - 1
+        parameter.mul_(1 + relative * torch.from_numpy(u).to(parameter.device, parameter.dtype))
+
+
 @INIT.register("normal")
 class NormalInit:
     """N(0, std²) for every matrix, the control; biases start at zero; other modules know their own start.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llama_variants import build_model
+from llama_variants.blocks.init import perturb
 from runners.planning.components import OPTIMIZER
 from runners.runs.checkpoint import Checkpoint
 from runners.training import gates, memory
@@ -26,6 +27,7 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
     gates.check_recipe(config)
     gates.check_data(training.corpus, recipe)
     training.model = model = build_model(recipe.model, seed=training.seed, device=device)
+    perturb(model, config.init_perturbation, training.seed)
     set_residual_stream(model, config)
     training.optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
     training.progress = progress = Progress.of(checkpoint.state if checkpoint else None, config)
