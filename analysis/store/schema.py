@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 Role = Literal["control", "check", "variant", "budget"]
-"""control: the base itself. check: a control row that shows whether the harness works (the control against
-itself, a known-bad variant). variant: what the experiment asks about; these form the family of comparisons.
+"""control: the base itself. check: a row that shows whether the harness works (the control's twin, a known-bad
+variant). variant: what the experiment asks about; these form the family of comparisons.
 budget: the control trained on fewer or more tokens, which says what a difference in loss is worth in data."""
 
 Expectation = Literal["same", "worse", "better"]
@@ -101,14 +101,23 @@ class Arm:
 
     name: str
     role: Role
-    run_keys: tuple[str, ...]  # the declared runs, in seed order; their number is the declared n
+    run_keys: tuple[str, ...]  # the declared runs, block by block; their number is the declared n
     num_params: int
     flops_per_token: int  # forward and backward, causal attention
     diff: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # path -> (control's value, arm's value)
     expect: Expectation | None = None
     solved: tuple[str, ...] = ()  # paths in `diff` that a matching mode solved for
     tokens: int | None = None  # training tokens of each run of a budget; None: those of the design
-    looked: int | None = None  # how many runs were declared when a difference was first shown, if not these very ones
+    looked: str = ""  # what an earlier look at this very comparison was declared with, where it is not this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What earlier experiments on a base know of a standard deviation: as much as ``df`` degrees of freedom would."""
+
+    sd: float  # in the metric's unit
+    df: float
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +132,14 @@ class Design:
     margin: float  # nats/token inside which two arms count as equivalent
     tokens_per_run: int
     arms: tuple[Arm, ...]  # the control first
-    paired: bool = False
-    screen: bool = False  # one seed an arm: numbers, no verdict
-    sigma_prior: float | None = None  # seed sd of the metric as earlier measured on this base
-    sigma_source: str = ""
+    independent: bool = False  # seeds of their own for every arm; else a seed is a block, shared by all arms
+    first_seed: int = 0  # of the blocks, which are counted up from it
+    looks: tuple[int, ...] = ()  # numbers of blocks after which arms are judged, ascending; () is once, after all
+    prior: Prior | None = None  # of the sd of a difference within a block; of a run, where seeds are independent
+    screen: bool = False  # one block: numbers, no verdict
     source: str = ""
-    looked: Mapping[str, Any] = field(default_factory=dict)  # metric, alpha, margin, variants at the first look
+    changed: Mapping[str, Any] = field(default_factory=dict)  # what an earlier look was judged by, where it is not this
+    order: int = 1  # which experiment this is of all that the control has served
     confirms: bool = False  # the second stage: fresh seeds for what the first one showed
 
     @property
@@ -151,6 +162,10 @@ class Design:
         """The control on fewer or more tokens."""
         return tuple(arm for arm in self.arms if arm.role == "budget")
 
+    def block_of(self, seed: int) -> int:
+        """Number of a seed's block, from 0."""
+        return seed - self.first_seed
+
     def to_tags(self) -> dict[str, str]:
         """Experiment tags from which :meth:`from_tags` restores the design."""
         head = {key: value for key, value in asdict(self).items() if key != "arms"}
@@ -170,4 +185,6 @@ class Design:
             record["solved"] = tuple(record["solved"])
             record["diff"] = {path: tuple(pair) for path, pair in record["diff"].items()}
             arms.append(Arm(**record))
+        head["looks"] = tuple(head["looks"])
+        head["prior"] = Prior(**head["prior"]) if head["prior"] else None
         return cls(arms=tuple(arms), **head)
