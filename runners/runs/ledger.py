@@ -1,0 +1,230 @@
+"""Every comparison whose difference was shown, and with what it had been declared.
+
+A test holds for blocks that were fixed before: blocks added, or left out, once a difference has been seen make chance
+look like an effect. So a comparison is written down when it is first shown, by what is compared and not by the name of
+the experiment, beside the runs: the tracking store is a mirror that can be made again, and this cannot. The same list
+says how many experiments a control has served.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+
+from analysis.store.schema import Design, Role
+from runners.data.atomic import write_atomically
+from runners.planning.arms import PlannedArm
+from runners.planning.plan import Plan
+from runners.planning.recipe import run_key
+from runners.runs.records import damaged, read_record
+
+JUDGED_BY = ("metric", "alpha", "margin", "variants")
+REMEDY = "the file as it was; or none, which forgets every comparison that was shown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One arm's difference from a control, as it was declared when it was first shown."""
+
+    control: str  # what it is, whatever its name and its seeds
+    arm: str
+    name: str
+    role: Role
+    experiment: str
+    seeds: tuple[int, ...]  # of the arm
+    control_seeds: tuple[int, ...]  # of the control's runs that it is compared with: the same where seeds are blocks
+    looks: tuple[int, ...]  # () is once, after all blocks
+    metric: str
+    alpha: float
+    margin: float
+    variants: int  # of its experiment: they share alpha
+    when: str  # this experiment was first shown; UTC
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its experiment, and when that was first shown: declared anew, it is another one."""
+        return self.experiment, self.when
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """What is compared."""
+        return self.control, self.arm
+
+    def same_as(self, other: Comparison) -> bool:
+        """Whether both judge the same runs at the same looks."""
+        mine, others = ((one.pair, set(one.seeds), set(one.control_seeds), one.looks) for one in (self, other))
+        return mine == others
+
+    def overlaps(self, other: Comparison) -> bool:
+        """Whether both compare the same, and share runs."""
+        return self.pair == other.pair and not (
+            set(self.seeds).isdisjoint(other.seeds) and set(self.control_seeds).isdisjoint(other.control_seeds)
+        )
+
+
+_COMPARISONS = TypeAdapter(tuple[Comparison, ...])
+
+
+def seen(plan: Plan, root: Path) -> Design:
+    """The plan's declaration, with what bars its arms, and which experiment it is of those that its control has served.
+
+    Raises ConfigError for a damaged ledger.
+    """
+    shown, mine = _read(root), _comparisons(plan)
+    changed: dict[str, Any] = {}
+    for one in mine:
+        if then := next((other for other in shown if other.overlaps(one)), None):
+            changed = {
+                key: value for key in JUDGED_BY if (value := getattr(then, key)) != getattr(one, key)
+            } | changed
+    looked = {} if plan.screen else {one.name: _barred(one, shown) for one in mine if one.role == "variant"}
+    design = plan.design()
+    arms = tuple(replace(arm, looked=looked.get(arm.name, "")) for arm in design.arms)
+    return replace(design, arms=arms, changed=changed, order=_order(mine, shown))
+
+
+def note(plan: Plan, shown: Iterable[str], root: Path) -> None:
+    """Write down that differences of these arms from the control are shown; what stands written stays as it is.
+
+    To be called before they are, since it gives the experiment its place among those that the control has served. A
+    screen is none. Raises ConfigError for a damaged ledger.
+    """
+    names = set(shown)
+    if plan.screen or not names & {one.name for one in _comparisons(plan)}:
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / "ledger.lock"):
+        before = _read(root)
+        mine = _comparisons(plan, datetime.now(UTC).isoformat(timespec="microseconds"))
+        if place := _place(mine, before):
+            mine = [replace(one, experiment=place[0], when=place[1]) for one in mine]
+        held = [one for one in before if one.place == mine[0].place]
+        new = [one for one in mine if one.name in names and not any(one.same_as(other) for other in held)]
+        if new:
+            comparisons = [asdict(one) for one in (*before, *new)]
+            write_atomically(_file(root), json.dumps({"comparisons": comparisons}, indent=1))
+
+
+def warnings(plan: Plan, root: Path) -> list[str]:
+    """What to say before anything is trained: which variants' blocks would decide nothing, and what to write instead.
+
+    Raises ConfigError for a damaged ledger.
+    """
+    barred = {arm.name: arm for arm in seen(plan, root).arms if arm.looked}
+    if not barred:
+        return []
+    shown, mine = _read(root), _comparisons(plan)
+    pairs = {one.pair for one in mine if one.role == "variant"}
+    beyond = 1 + max(max(one.control_seeds) for one in shown if one.pair in pairs)
+    lines = [f"warning: {arm.name} was looked at before ({arm.looked}): this decides nothing" for arm in barred.values()]
+    lines.append(f"  fresh blocks decide, in the experiment's file:  first_seed: {beyond}")
+    then = [next(other for other in shown if other.overlaps(one)) for one in mine if one.name in barred]
+    numbers = {len(one.seeds) for one in then}
+    # A second stage takes the blocks behind the declared ones: here those of then, if nobody has seen beyond them.
+    if not plan.confirms and len(numbers) == 1 and all(max(one.control_seeds) + 1 == beyond for one in then):
+        blocks = max(len(arm.run_keys) for arm in barred.values())
+        confirm = f"confirm: {{variants: [{', '.join(barred)}], blocks: {blocks}}}"
+        lines.append(f"  or, with {numbers.pop()} blocks as before, a second stage:  {confirm}")
+    return lines
+
+
+def _comparisons(plan: Plan, when: str = "") -> list[Comparison]:
+    """What the plan compares; budgets are not."""
+    control, *arms = (arm for arm in plan.declared or plan.arms if arm.role != "budget")
+    variants = sum(arm.role == "variant" for arm in arms)
+    made = []
+    for arm in arms:
+        seeds = tuple(run.seed for run in arm.runs)
+        made.append(
+            Comparison(
+                control=_identity(control),
+                arm=_identity(arm),
+                name=arm.name,
+                role=arm.role,
+                experiment=plan.design().experiment,
+                seeds=seeds,
+                control_seeds=tuple(run.seed for run in control.runs) if plan.independent else seeds,
+                looks=plan.looks if len(plan.looks) > 1 else (),
+                metric=plan.decide.metric,
+                alpha=plan.decide.alpha,
+                margin=plan.decide.margin,
+                variants=variants,
+                when=when,
+            )
+        )
+    return made
+
+
+def _identity(arm: PlannedArm) -> str:
+    """A name of what it is, whatever its seeds; a check of a variant's recipe is another arm than the variant."""
+    return f"{arm.role}-{run_key(arm.recipe.identity(), 0)}"
+
+
+def _barred(one: Comparison, shown: Sequence[Comparison]) -> str:
+    """With what an earlier look at this comparison was declared, where its blocks count here too; "" where none was."""
+    then = next((other for other in shown if other.overlaps(one)), None)
+    return "" if then is None or then.same_as(one) else _told(then, one)
+
+
+def _told(then: Comparison, now: Comparison) -> str:
+    """In what two declarations differ."""
+    if set(then.seeds) == set(now.seeds) and set(then.control_seeds) == set(now.control_seeds):
+        before, after = (f"after {one.looks} blocks" if one.looks else "once" for one in (then, now))
+        words = f"judged {before} then, {after} now"
+    elif then.control_seeds != then.seeds or now.control_seeds != now.seeds:
+        before, after = (f"{len(one.seeds)} runs beside {len(one.control_seeds)}" for one in (then, now))
+        words = f"{before} of the control then, {after} now"
+    elif len(then.seeds) != len(now.seeds):
+        words = f"{len(then.seeds)} blocks then, {len(now.seeds)} now"
+    else:
+        words = f"blocks from seed {min(then.seeds)} then, from {min(now.seeds)} now"
+    return words if then.experiment == now.experiment else f"{words}, as {then.experiment}"
+
+
+def _places(control: str, shown: Sequence[Comparison]) -> Mapping[tuple[str, str], list[Comparison]]:
+    """The experiments that a control has served, in order, each with the variants that were shown of it."""
+    places: dict[tuple[str, str], list[Comparison]] = {}
+    for one in shown:
+        if one.control == control and one.role == "variant":
+            places.setdefault(one.place, []).append(one)
+    return places
+
+
+def _place(mine: Sequence[Comparison], shown: Sequence[Comparison]) -> tuple[str, str] | None:
+    """That of the experiment with these very comparisons, whatever its name; None where there is none yet."""
+    for place, theirs in _places(mine[0].control, shown).items():
+        known = all(any(one.same_as(other) for one in mine) for other in theirs)
+        if known and theirs[0].variants == mine[0].variants:
+            return place
+    return None
+
+
+def _order(mine: Sequence[Comparison], shown: Sequence[Comparison]) -> int:
+    """Which experiment this is of all that its control has served, from 1."""
+    if not any(one.role == "variant" for one in mine):
+        return 1
+    places = list(_places(mine[0].control, shown))
+    place = _place(mine, shown)
+    return 1 + (places.index(place) if place else len(places))
+
+
+def _read(root: Path) -> tuple[Comparison, ...]:
+    file = _file(root)
+    try:
+        return _COMPARISONS.validate_python(read_record(file, REMEDY).get("comparisons"))
+    except FileNotFoundError:
+        return ()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise damaged(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", REMEDY) from None
+
+
+def _file(root: Path) -> Path:
+    return root / "ledger.json"
