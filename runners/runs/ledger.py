@@ -81,9 +81,7 @@ def seen(plan: Plan, root: Path) -> Design:
     changed: dict[str, Any] = {}
     for one in mine:
         if then := next((other for other in shown if other.overlaps(one)), None):
-            changed = {
-                key: value for key in JUDGED_BY if (value := getattr(then, key)) != getattr(one, key)
-            } | changed
+            changed = {key: value for key in JUDGED_BY if (value := getattr(then, key)) != getattr(one, key)} | changed
     looked = {} if plan.screen else {one.name: _barred(one, shown) for one in mine if one.role == "variant"}
     design = plan.design()
     arms = tuple(replace(arm, looked=looked.get(arm.name, "")) for arm in design.arms)
@@ -123,7 +121,9 @@ def warnings(plan: Plan, root: Path) -> list[str]:
     shown, mine = _read(root), _comparisons(plan)
     pairs = {one.pair for one in mine if one.role == "variant"}
     beyond = 1 + max(max(one.control_seeds) for one in shown if one.pair in pairs)
-    lines = [f"warning: {arm.name} was looked at before ({arm.looked}): this decides nothing" for arm in barred.values()]
+    lines = [
+        f"warning: {arm.name} was looked at before ({arm.looked}): this decides nothing" for arm in barred.values()
+    ]
     lines.append(f"  fresh blocks decide, in the experiment's file:  first_seed: {beyond}")
     then = [next(other for other in shown if other.overlaps(one)) for one in mine if one.name in barred]
     numbers = {len(one.seeds) for one in then}
@@ -175,10 +175,13 @@ def _barred(one: Comparison, shown: Sequence[Comparison]) -> str:
 
 def _told(then: Comparison, now: Comparison) -> str:
     """In what two declarations differ."""
-    if set(then.seeds) == set(now.seeds) and set(then.control_seeds) == set(now.control_seeds):
-        before, after = (f"after {one.looks} blocks" if one.looks else "once" for one in (then, now))
+    designs = ["blocks" if one.seeds == one.control_seeds else "independent seeds" for one in (then, now)]
+    if designs[0] != designs[1]:
+        words = f"{designs[0]} then, {designs[1]} now"
+    elif set(then.seeds) == set(now.seeds) and set(then.control_seeds) == set(now.control_seeds):
+        before, after = (f"after {list(one.looks)} blocks" if one.looks else "once" for one in (then, now))
         words = f"judged {before} then, {after} now"
-    elif then.control_seeds != then.seeds or now.control_seeds != now.seeds:
+    elif designs[0] != "blocks":
         before, after = (f"{len(one.seeds)} runs beside {len(one.control_seeds)}" for one in (then, now))
         words = f"{before} of the control then, {after} now"
     elif len(then.seeds) != len(now.seeds):

@@ -23,7 +23,7 @@ class Known:
     sd: float  # that is typical
     low: float
     high: float
-    df: float
+    df: float  # as much as is known of it; 0 where that is not stated
     source: str
     by_arm: Mapping[str, float] = field(default_factory=dict)  # of variants of a kind that is known apart
 
@@ -103,7 +103,7 @@ def _stated(plan: Plan, variants: Iterable[PlannedArm]) -> Known | None:
         if len(kinds) == 1 and (kind := kinds.pop()) in stated.kinds:
             by_arm[arm.name] = stated.kinds[kind]
     source = f"stated by the base: {stated.source}"
-    return Known(sd=stated.sd, low=stated.low, high=stated.high, df=stated.df, source=source, by_arm=by_arm)
+    return Known(sd=stated.sd, low=stated.low, high=stated.high, df=stated.df or 0.0, source=source, by_arm=by_arm)
 
 
 def _kind(path: str) -> str:

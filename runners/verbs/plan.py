@@ -267,7 +267,8 @@ def _power_lines(found: Preview) -> list[str]:
     if wide := [name for name, effect in found.effects.items() if effect > found.margin]:
         whose = "" if len(wide) == len(found.effects) else f" for {', '.join(wide)}"
         lines.append(
-            f"warning: that is more than the margin of {found.margin:g}{whose}; small differences will come out undecided"
+            f"warning: that is more than the margin of {found.margin:g}{whose}; "
+            "small differences will come out undecided"
         )
     return lines
 

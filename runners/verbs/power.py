@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runners.verbs.common import RUNS, Context, OnExperiment, add_experiment, add_json, nats, read_plan, verb
-from runners.verbs.effects import layout, smallest_effect, spread, unit, unknown
+from runners.verbs.effects import layout, smallest_effect, spread, unknown
 
 if TYPE_CHECKING:
     from runners.planning.plan import Plan
