@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Strict, model_validator
 
 from analysis.store.schema import Expectation
-from llama_variants.errors import Problem, StrictModel, matching
+from llama_variants.errors import Path, Problem, StrictModel, matching
 from runners.data.config import DataConfig
 
 CONTROL = "control"
@@ -178,8 +178,9 @@ class ExperimentFile(StrictModel):
             return
         last = self.looks[-1]
         allowed = f"{last}, the last of `looks`, or nothing: looks say how many blocks there are"
-        own = {("variants", name, "blocks"): delta.blocks for name, delta in self.variants.items()}
-        for path, blocks in {("blocks",): self.blocks, **own}.items():
+        written: list[tuple[Path, int | None]] = [(("blocks",), self.blocks)]
+        written += [(("variants", name, "blocks"), delta.blocks) for name, delta in self.variants.items()]
+        for path, blocks in written:
             if blocks not in (None, last):
                 yield Problem(path=path, received=str(blocks), allowed=allowed)
 
