@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,8 +23,6 @@ from runners.planning.lookup import PROJECT
 from runners.planning.plan import Plan
 from runners.runs import ledger
 from runners.runs.folder import RunFolder
-
-DECIDED = ("better", "worse", "equivalent", "invalid")  # verdicts after which an arm runs no more blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +144,10 @@ def report(
     return Reported(stages=tuple(stages), files=files, page=mirrors.of(plan).page, faults=tuple(faults))
 
 
-def judge(stage: Plan, mirrors: Mirrors) -> list[dict[str, Any]]:
-    """The rows of :func:`analysis.stats.compare.compare` of what has run but the control's, from the tracking store.
-
-    As in a report, which this is none of: nothing is written but that these differences are shown.
-    """
+def judge(stage: Plan, mirrors: Mirrors) -> pd.DataFrame:
+    """The verdicts on what has run so far, as a report would have them: that these are shown is noted, and no more."""
     design, runs = mirrors.ask(lambda: _stored(stage, mirrors))
-    return [dict(row) for row in compare(runs, design).iloc[1:].to_dict("records")]
+    return compare(runs, design)
 
 
 def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:

@@ -8,8 +8,9 @@ says how many experiments a control has served.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,12 +46,8 @@ class Comparison:
     alpha: float
     margin: float
     variants: int  # of its experiment: they share alpha
-    when: str  # this experiment was first shown; UTC
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Its experiment, and when that was first shown: declared anew, it is another one."""
-        return self.experiment, self.when
+    family: str  # digest of which those are, on which runs and at which looks, whether shown yet or not
+    when: str  # it was first shown; UTC
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -94,17 +91,19 @@ def note(plan: Plan, shown: Iterable[str], root: Path) -> None:
     To be called before they are, since it gives the experiment its place among those that the control has served. A
     screen is none. Raises ConfigError for a damaged ledger.
     """
-    names = set(shown)
-    if plan.screen or not names & {one.name for one in _comparisons(plan)}:
+    names, mine = set(shown), [] if plan.screen else _comparisons(plan)
+    if not names & {one.name for one in mine}:
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "ledger.lock"):
         before = _read(root)
-        mine = _comparisons(plan, datetime.now(UTC).isoformat(timespec="microseconds"))
-        if place := _place(mine, before):
-            mine = [replace(one, experiment=place[0], when=place[1]) for one in mine]
-        held = [one for one in before if one.place == mine[0].place]
-        new = [one for one in mine if one.name in names and not any(one.same_as(other) for other in held)]
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        held = [one for one in before if one.family == mine[0].family]
+        new = [
+            replace(one, when=now)
+            for one in mine
+            if one.name in names and not any(one.same_as(other) for other in held)
+        ]
         if new:
             comparisons = [asdict(one) for one in (*before, *new)]
             write_atomically(_file(root), json.dumps({"comparisons": comparisons}, indent=1))
@@ -135,20 +134,21 @@ def warnings(plan: Plan, root: Path) -> list[str]:
     return lines
 
 
-def _comparisons(plan: Plan, when: str = "") -> list[Comparison]:
+def _comparisons(plan: Plan) -> list[Comparison]:
     """What the plan compares; budgets are not."""
     control, *arms = (arm for arm in plan.declared or plan.arms if arm.role != "budget")
     variants = sum(arm.role == "variant" for arm in arms)
+    compared_with, experiment = _identity(control), plan.design().experiment
     made = []
     for arm in arms:
         seeds = tuple(run.seed for run in arm.runs)
         made.append(
             Comparison(
-                control=_identity(control),
+                control=compared_with,
                 arm=_identity(arm),
                 name=arm.name,
                 role=arm.role,
-                experiment=plan.design().experiment,
+                experiment=experiment,
                 seeds=seeds,
                 control_seeds=tuple(run.seed for run in control.runs) if plan.independent else seeds,
                 looks=plan.looks if len(plan.looks) > 1 else (),
@@ -156,10 +156,13 @@ def _comparisons(plan: Plan, when: str = "") -> list[Comparison]:
                 alpha=plan.decide.alpha,
                 margin=plan.decide.margin,
                 variants=variants,
-                when=when,
+                family="",
+                when="",
             )
         )
-    return made
+    whole = sorted((one.pair, one.seeds, one.control_seeds, one.looks) for one in made if one.role == "variant")
+    family = hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
+    return [replace(one, family=family) for one in made]
 
 
 def _identity(arm: PlannedArm) -> str:
@@ -191,31 +194,14 @@ def _told(then: Comparison, now: Comparison) -> str:
     return words if then.experiment == now.experiment else f"{words}, as {then.experiment}"
 
 
-def _places(control: str, shown: Sequence[Comparison]) -> Mapping[tuple[str, str], list[Comparison]]:
-    """The experiments that a control has served, in order, each with the variants that were shown of it."""
-    places: dict[tuple[str, str], list[Comparison]] = {}
-    for one in shown:
-        if one.control == control and one.role == "variant":
-            places.setdefault(one.place, []).append(one)
-    return places
-
-
-def _place(mine: Sequence[Comparison], shown: Sequence[Comparison]) -> tuple[str, str] | None:
-    """That of the experiment with these very comparisons, whatever its name; None where there is none yet."""
-    for place, theirs in _places(mine[0].control, shown).items():
-        known = all(any(one.same_as(other) for one in mine) for other in theirs)
-        if known and theirs[0].variants == mine[0].variants:
-            return place
-    return None
-
-
 def _order(mine: Sequence[Comparison], shown: Sequence[Comparison]) -> int:
-    """Which experiment this is of all that its control has served, from 1."""
-    if not any(one.role == "variant" for one in mine):
+    """Which experiment this is of all that its control has served, from 1; the same comparisons keep their place."""
+    variants = [one for one in mine if one.role == "variant"]
+    if not variants:
         return 1
-    places = list(_places(mine[0].control, shown))
-    place = _place(mine, shown)
-    return 1 + (places.index(place) if place else len(places))
+    control, family = variants[0].control, variants[0].family
+    places = list(dict.fromkeys(one.family for one in shown if one.control == control and one.role == "variant"))
+    return 1 + (places.index(family) if family in places else len(places))
 
 
 def _read(root: Path) -> tuple[Comparison, ...]:

@@ -6,7 +6,7 @@ import argparse
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +119,10 @@ def run_to_looks(stage: Plan, carry_out: Callable[[Plan], list[PlannedRun]], mir
         failed = {key: run for key, run in failed.items() if key not in tried} | {run.key: run for run in left}
         if following is None:
             break
-        from runners.verdicts import DECIDED, judge  # with pandas and scipy, which training does without
+        from analysis.stats.compare import DECIDED
+        from runners.verdicts import judge  # with pandas and scipy, which training does without
 
-        table = judge(stage, mirrors)
+        table = judge(stage, mirrors).iloc[1:].to_dict("records")
         decided = {row["arm"] for row in table if row["verdict"] in DECIDED}
         for row in table:
             if row["arm"] in decided - stopped:
@@ -135,7 +136,7 @@ def run_to_looks(stage: Plan, carry_out: Callable[[Plan], list[PlannedRun]], mir
     return list(failed.values())
 
 
-def _found(row: Mapping[str, Any], look: int) -> str:
+def _found(row: Mapping[Hashable, Any], look: int) -> str:
     """What a look shows of one arm, in words."""
     blocks = look if math.isnan(row["look"]) else round(row["look"])
     if math.isnan(row["ci_low"]):
