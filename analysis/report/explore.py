@@ -1,4 +1,4 @@
-"""What the notebooks show besides the report's own figures: which experiment, its runs one by one, what blocks share."""
+"""What the notebooks show besides the report's own figures: an experiment, its runs one by one, what blocks share."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def pairing(curves: pd.DataFrame, design: Design, metric: str = "val/loss") -> p
 
     Returns:
         A row for each arm but the control and each step at which three blocks or more were evaluated: ``arm``,
-        ``tokens``, ``blocks``; ``sd`` of the difference within a block with the ends of its 95 % interval ``sd_low`` and
-        ``sd_high`` (chi-square), in the metric's unit; ``independent``, what that sd would be between independent
+        ``tokens``, ``blocks``; ``sd`` of the difference within a block with the ends of its 95 % interval ``sd_low``
+        and ``sd_high`` (chi-square), in the metric's unit; ``independent``, what that sd would be between independent
         seeds; ``correlation`` of the arm's losses with the control's over blocks, NaN where either has no spread.
     """
     points = curves[curves["metric"] == metric]
@@ -148,15 +148,16 @@ def pairing(curves: pd.DataFrame, design: Design, metric: str = "val/loss") -> p
             shared = float(np.corrcoef(control, own)[0, 1]) if min(spreads) > 0 else math.nan
             rows.append((arm, tokens, len(values), sd, low, high, math.hypot(*spreads), shared))
     columns = ["arm", "tokens", "blocks", "sd", "sd_low", "sd_high", "independent", "correlation"]
-    return pd.DataFrame(rows, columns=columns).astype({name: float for name in columns[1:]})
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:], float))
 
 
 def pairing_figure(pairs: pd.DataFrame, design: Design, unit: str) -> Figure:
-    """The sd of a difference within a block over training, and the seed correlation; of the frame of :func:`pairing`."""
+    """The sd of a difference within a block over training, and the seed correlation: the frame of :func:`pairing`."""
     drawing = figures.Drawing(9, 4.4)
     left, right = drawing.subplots(1, 2)
     styles = figures.arm_styles(design)
-    for name, own in pairs.groupby("arm", sort=False):
+    for name in pairs["arm"].unique():
+        own = pairs[pairs["arm"] == name]
         line = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"], "label": figures.shorten(name)}
         left.plot(own["tokens"], own["sd"], **line)
         right.plot(own["tokens"], own["correlation"], **line)
