@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.stats.eligibility import Sample, bar, proven_equal, seed_list
-from analysis.stats.estimate import Estimate, Noise, bonferroni, family, paired, t_quantile, welch
-from analysis.stats.power import detectable_effect, noncentrality
+from analysis.stats.estimate import independent, outliers, programme_p, t_quantile, within_blocks
+from analysis.stats.looks import Judged, judge, looks_of, not_done, word_of
+from analysis.stats.power import Layout, detectable_effect
 from analysis.stats.worth import Scaling
 from analysis.store.load import RUN_COLUMNS, require
 from analysis.store.schema import Arm, Design
 
 VERDICTS = ("better", "worse", "equivalent", "undecided", "invalid", "screen", "as expected", "differs")
+DECIDED = ("better", "worse", "equivalent", "invalid", "as expected", "differs")
+"""Verdicts after which an arm needs no more blocks."""
 COLUMNS = (
-    *("arm", "role", "n", "declared", "mean", "delta", "ci_low", "ci_high", "p", "p_adj", "verdict", "why"),
-    *("sigma", "df", "pooled", "pool_p", "control_p", "mde", "tost_low", "tost_high"),
-    *("worth", "worth_low", "worth_high", "params_delta", "flops_delta", "memory_delta", "tokens_per_s"),
+    *("arm", "role", "n", "declared", "mean", "delta", "ci_low", "ci_high", "p", "p_adj", "p_programme"),
+    *("verdict", "why", "sigma", "df", "own_sd", "correlation", "independent_half", "look"),
+    *("mde", "tost_low", "tost_high", "worth", "worth_low", "worth_high"),
+    *("params_delta", "flops_delta", "memory_delta", "tokens_per_s"),
     *("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high"),
     *("iso_delta", "iso_low", "iso_high", "iso_verdict", "eval_se", "gates_failed", "flags"),
 )
@@ -30,11 +33,12 @@ COLUMNS = (
 def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
     """Compare every arm with the control and say the result in a word.
 
-    The family of the simultaneous intervals is the declared variants, with or without runs. Where variances pool, the
-    test is Dunnett's, as far as the arm's own scatter bears it out; else, and for paired designs, it is Welch's (the
-    paired) t with Holm's p and Bonferroni's intervals. Arms that check the harness stand outside the family, each
-    compared with the control on its own.
-    No run is dropped: an arm with an invalid or a missing run gets no comparison but a reason.
+    The difference is taken block by block, between two runs that share initial values and batches; its standard
+    deviation is moderated by the base's prior. The family of the simultaneous intervals (Bonferroni) and of Holm's p is
+    the declared variants, with or without runs; arms that check the harness are compared one at a time. Where looks
+    are declared, an arm is judged at each of them, at the look's share of alpha, until it is decided.
+    An invalid run makes its arm invalid. A block in which a run failed for another reason is left out, and said; while
+    runs are not done, the arm is undecided.
 
     Args:
         runs: the frame of :func:`analysis.store.load.load_runs`.
@@ -44,22 +48,27 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
         One row for each arm in the order of the design, budgets left out. Losses are in the metric's unit
         (nats/token), fractions are relative to the control, and NaN or "" stands for what does not apply. Columns:
 
-        - ``arm, role, n, declared``: the arm, its valid finished runs, and how many were declared;
-        - ``mean, delta, ci_low, ci_high``: mean of the metric, the difference from the control's mean (lower is
-          better) and its simultaneous 1 - alpha interval;
-        - ``p, p_adj``: two-sided p, alone and adjusted for the family;
-        - ``verdict, why``: invalid, better, worse, equivalent, undecided, screen, for a control against itself
-          "as expected" or differs, and "" for a sound control; then the reasons, joined by "; ";
-        - ``sigma, df, pooled, pool_p, control_p``: seed standard deviation behind the interval (of the differences, if
-          paired), its degrees of freedom, whether it is pooled over the arms, and the p of the two tests of whether
-          it may be: Bartlett's over all arms, and an F test of a control noisier than the others together;
+        - ``arm, role, n, declared``: the arm, the blocks of it that the comparison rests on (of the control: its
+          finished runs; of independent seeds: runs), and how many were declared;
+        - ``mean, delta, ci_low, ci_high``: mean of the metric, the mean difference from the control (lower is better)
+          and its simultaneous 1 - alpha interval;
+        - ``p, p_adj, p_programme``: two-sided p, alone, adjusted for the family and the looks, and for all experiments
+          that the control has served (:func:`analysis.stats.estimate.programme_p`);
+        - ``verdict, why``: invalid, better, worse, equivalent, undecided, screen, for the control's twin "as
+          expected" or differs, and "" for the control; then the reasons, joined by "; ";
+        - ``sigma, df``: moderated standard deviation behind the interval, of the difference within a block (of the
+          arm's runs, where seeds are independent; of the control, between its seeds), and its degrees of freedom;
+        - ``own_sd, correlation``: the same deviation from this arm's runs alone, and the correlation of its losses with
+          the control's of the same blocks;
+        - ``independent_half``: half width that the interval would have if the same runs had independent seeds (Welch);
+        - ``look``: after how many blocks the arm was judged last: decided, or not yet;
         - ``mde``: the smallest true effect that would be called better or worse 4 times in 5;
-        - ``tost_low, tost_high``: the unadjusted 1 - 2 alpha interval that has to lie inside the margin;
+        - ``tost_low, tost_high``: the interval that has to lie inside the margin (1 - 2 alpha; less alpha at a look);
         - ``worth, worth_low, worth_high``: what the difference is worth in training data, as a fraction of the
           control's tokens (:mod:`analysis.stats.worth`); infinite beyond the budgets that ran, NaN without any;
         - ``params_delta, flops_delta, memory_delta``: cost relative to the control;
         - ``tokens_per_s``: geometric mean of the throughput; ``tokens_per_s_delta, tokens_per_s_low,
-          tokens_per_s_high``: its change and the 95 % interval of that (Welch, on logarithms);
+          tokens_per_s_high``: its change and the 95 % interval of that (t, on logarithms, within blocks);
         - ``iso_delta, iso_low, iso_high, iso_verdict``: loss minus the control's after equal training time, its
           interval, and "better", "worse" or "undecided per second", "" where the budgets do not tell;
         - ``eval_se``: mean standard error of the metric over validation windows;
@@ -73,24 +82,23 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
     control, *others = (Sample.of(arm, runs, design.metric) for arm in design.compared)
     bars = {s.arm.name: bar(control, s, design) for s in (control, *others)}
     ready = [s for s in others if bars[s.arm.name] is None]
-    sizes = [s.declared for s in others if s.arm.role == "variant"]
-    results, noise = _compare(control, [s for s in ready if s.arm.role == "variant"], sizes, design)
+    variants = [s for s in ready if s.arm.role == "variant"]
+    family = sum(arm.role == "variant" for arm in design.compared)
+    results = judge(control, variants, family, design)
     for sample in ready:
         if sample.arm.role == "check":
-            results |= _compare(control, [sample], [sample.n], design)[0]
-    # Budgets have other seeds than the pairs: what a paired difference is worth has no error that is known.
-    scaling = None if design.paired else Scaling.of(runs, design)
-    rows = [_control_row(control, noise, design) | _barred(bars[control.arm.name])]
+            results |= judge(control, [sample], 1, design)
+    scaling = Scaling.of(runs, design)
+    rows = [_control_row(control) | _barred(bars[control.arm.name])]
     for sample in others:
-        row = _row(sample, control)
+        row = _row(sample, control, design)
         if result := results.get(sample.arm.name):
-            detectable = _detectable(result, control, sample, sizes, design.alpha)
-            rows.append(_judged(result, row, scaling, design) | {"mde": detectable})
+            rows.append(_judged(result, row, scaling, design))
         else:
-            flags = _outlier_flag(sample, Noise.of({sample.arm.name: sample.values})) + _history(sample)
-            rows.append(row | _barred(bars[sample.arm.name]) | {"flags": "; ".join(flags)})
+            barred = bars[sample.arm.name] or not_done(control, sample, design)
+            rows.append(row | _barred(barred) | {"flags": "; ".join(_history(sample) + _declared_otherwise(design))})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype({"df": float})
+    return table.astype({"df": float, "look": float, "p_programme": float})
 
 
 def _check_declared(runs: pd.DataFrame, design: Design) -> None:
@@ -102,80 +110,19 @@ def _check_declared(runs: pd.DataFrame, design: Design) -> None:
         raise ValueError("the frame holds a run twice")
 
 
-# Comparisons of the arms that can be compared
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Result:
-    """One arm's estimate and what there is to say of how it came about."""
-
-    arm: Arm
-    estimate: Estimate
-    noise: Noise | None  # None if paired: no sigma of the arms enters
-    notes: list[str]
-    flags: list[str]
-
-
-def _compare(
-    control: Sample, samples: Sequence[Sample], sizes: Sequence[int], design: Design
-) -> tuple[dict[str, _Result], Noise]:
-    """Results of the ``samples``, all of one role, and the noise of the control and them."""
-    values = {sample.arm.name: sample.values for sample in samples}
-    if design.paired and samples and samples[0].arm.role == "variant":
-        own = Noise.of({control.arm.name: control.values})
-        return _compare_paired(control, samples, len(sizes), design.alpha), own
-    noise = Noise.of({control.arm.name: control.values} | values)
-    results = {}
-    estimates = family(control.values, values, sizes, noise, design.alpha)
-    for sample in samples:
-        lenders = noise.arms if noise.pools else [a for a in (control.arm.name, sample.arm.name) if a in noise.arms]
-        single = [f"one seed of {s.arm.name}" for s in (control, sample) if s.n == 1]
-        notes = [f"{' and '.join(single)}: sigma borrowed from {', '.join(lenders)}"] if single else []
-        flags = [] if noise.pools else [f"variances differ ({noise.check}): Welch's test"]
-        flags += _outlier_flag(sample, noise) + _history(sample) + _compiled_otherwise(control, sample)
-        estimate = estimates[sample.arm.name]
-        if estimate.widened(design.alpha):
-            flags.append("interval by own scatter")
-        results[sample.arm.name] = _Result(arm=sample.arm, estimate=estimate, noise=noise, notes=notes, flags=flags)
-    return results, noise
-
-
-def _compare_paired(control: Sample, samples: Sequence[Sample], size: int, alpha: float) -> dict[str, _Result]:
-    partners = {sample.arm.name: sample.partners(control) for sample in samples}
-    estimates = bonferroni({s.arm.name: paired(partners[s.arm.name], s.values) for s in samples}, size, alpha)
-    results = {}
-    for sample in samples:
-        correlation = np.corrcoef(partners[sample.arm.name], sample.values)[0, 1]
-        differences = Noise.of({sample.arm.name: sample.values - partners[sample.arm.name]})
-        flags = [f"paired over {sample.n} seeds, correlation {correlation:+.2f}"]
-        flags += _outlier_flag(sample, differences) + _history(sample) + _compiled_otherwise(control, sample)
-        results[sample.arm.name] = _Result(
-            arm=sample.arm, estimate=estimates[sample.arm.name], noise=None, notes=[], flags=flags
-        )
-    return results
-
-
-def _outlier_flag(sample: Sample, noise: Noise) -> list[str]:
-    far = [sample.seeds[i] for i in noise.outliers.get(sample.arm.name, [])]
-    return [f"outlier: {seed_list(far)}"] if far else []
-
-
 # Rows
 
 
-def _row(sample: Sample, control: Sample) -> dict[str, Any]:
+def _row(sample: Sample, control: Sample, design: Design | None) -> dict[str, Any]:
     """What is known of an arm whether or not it can be compared."""
     alike = sample.n and control.n and len(control.compiled | sample.compiled) == 1  # one way to compute
-    beside = alike and sample.beside(control)
     row = {
         "arm": sample.arm.name,
         "role": sample.arm.role,
         "n": sample.n,
         "declared": sample.declared,
         "mean": float(sample.values.mean()) if sample.n else math.nan,
-        **{"verdict": "", "why": "", "flags": "", "pooled": False},
-        **dict.fromkeys(("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high"), math.nan),
-        "iso_verdict": "",
+        **{"verdict": "", "why": "", "flags": "", "iso_verdict": ""},
         "params_delta": sample.arm.num_params / control.arm.num_params - 1,
         "flops_delta": sample.arm.flops_per_token / control.arm.flops_per_token - 1,
         "memory_delta": float(sample.memory.mean() / control.memory.mean() - 1) if alike else math.nan,
@@ -184,36 +131,48 @@ def _row(sample: Sample, control: Sample) -> dict[str, Any]:
     }
     if sample.n:
         row["tokens_per_s"] = math.exp(np.log(sample.speeds).mean())
-    if beside and sample is not control:
-        change = welch(np.log(control.speeds), np.log(sample.speeds))
-        half = t_quantile(0.025, change.df) * change.se
-        row["tokens_per_s_delta"] = math.expm1(change.delta)
-        row["tokens_per_s_low"], row["tokens_per_s_high"] = (math.expm1(change.delta + end) for end in (-half, half))
-    return row
+    speed = _speed(sample, control, design) if design and alike else (math.nan,) * 3
+    names = ("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high")
+    return row | dict(zip(names, speed, strict=True))
 
 
-def _control_row(control: Sample, noise: Noise, design: Design) -> dict[str, Any]:
-    own = noise if noise.pools else Noise.of({control.arm.name: control.values})
-    return _row(control, control) | {
-        "sigma": own.sigma,
-        "df": own.df,
-        "pooled": noise.pools,
-        "pool_p": noise.pool_p,
-        "control_p": noise.control_p,
-        "flags": "; ".join(_declared_anew(design) + _outlier_flag(control, noise) + _history(control)),
+def _speed(sample: Sample, control: Sample, design: Design) -> tuple[float, float, float]:
+    """Change of the throughput and its 95 % interval, where the runs were made side by side; else NaN."""
+    if not sample.beside(control):
+        return (math.nan,) * 3
+    mine, others = np.log(sample.speeds), np.log(control.speeds)
+    if not design.independent:
+        own, base = (dict(zip(s.blocks, x, strict=True)) for s, x in ((sample, mine), (control, others)))
+        shared = sorted(own.keys() & base.keys())
+        mine, others = np.array([own[block] for block in shared]), np.array([base[block] for block in shared])
+    if min(len(mine), len(others)) < 2:
+        change = mine.mean() - others.mean() if len(mine) and len(others) else math.nan
+        return math.expm1(change), math.nan, math.nan
+    estimate = independent(others, mine, None) if design.independent else within_blocks(mine - others, None)
+    half = t_quantile(0.025, estimate.df) * estimate.se
+    low, middle, high = (math.expm1(estimate.delta + end) for end in (-half, 0.0, half))
+    return middle, low, high
+
+
+def _control_row(control: Sample) -> dict[str, Any]:
+    own = float(control.values.std(ddof=1)) if control.n > 1 else math.nan
+    return _row(control, control, None) | {
+        "sigma": own,
+        "own_sd": own,
+        "df": control.n - 1 if control.n > 1 else math.nan,
+        "flags": "; ".join(_outlier_flag(control.seeds, control.values) + _history(control)),
     }
 
 
-def _declared_anew(design: Design) -> list[str]:
-    """What is judged by other measures than at the first look."""
-    variants = sum(arm.role == "variant" for arm in design.arms)
-    changes = []
-    for name, then in design.looked.items():
-        if name == "variants":
-            changes += [f"{then} variants then, {variants} now"] if then > variants else []
-        elif then != (now := getattr(design, name)):
-            changes.append(f"{name} {then} then, {now} now")
+def _declared_otherwise(design: Design) -> list[str]:
+    """What is judged by other measures than at an earlier look."""
+    changes = [f"{name} {then} then, {now} now" for name, (then, now) in design.changed.items()]
     return [f"changed since the first look: {', '.join(changes)}"] if changes else []
+
+
+def _outlier_flag(seeds: Sequence[int], values: np.ndarray) -> list[str]:
+    far = [seeds[i] for i in outliers(values)]
+    return [f"outlier: {seed_list(far)}"] if far else []
 
 
 def _history(sample: Sample) -> list[str]:
@@ -235,25 +194,12 @@ def _barred(bar: tuple[str, str, float] | None) -> dict[str, Any]:
     return dict(zip(("verdict", "why", "delta"), bar, strict=True)) if bar else {}
 
 
-def _detectable(result: _Result, control: Sample, sample: Sample, sizes: Sequence[int], alpha: float) -> float:
-    """The smallest true effect that this design calls better or worse with chance 0.8."""
-    estimate = result.estimate
-    if not (result.noise and result.noise.pools):
-        return noncentrality(estimate.critical, estimate.df) * estimate.se
-    others = list(sizes)
-    if sample.arm.role == "variant":
-        others.remove(sample.n)
-    else:  # compared on its own
-        others = []
-    return detectable_effect(estimate.sigma, control.n, (sample.n, *sorted(others)), alpha=alpha)
-
-
-def _judged(result: _Result, row: Mapping[str, Any], scaling: Scaling | None, design: Design) -> dict[str, Any]:
+def _judged(result: Judged, row: Mapping[str, Any], scaling: Scaling | None, design: Design) -> dict[str, Any]:
     """The row of an arm that was compared."""
-    estimate, noise = result.estimate, result.noise
+    estimate, sample = result.estimate, result.sample
     (low, high), (tost_low, tost_high) = estimate.interval(design.alpha), estimate.equivalence_interval(design.alpha)
-    word = _word(estimate, design)
-    verdict, reasons = _expected(result.arm, word, max(-low, high) < design.margin, design.alpha)
+    word = word_of(estimate, design)
+    verdict, reasons = _expected(sample.arm, word, max(-low, high) < design.margin, design.alpha)
     if word in ("better", "worse") and max(-low, high) < design.margin:
         reasons.append("within margin")
     if verdict == "undecided":
@@ -262,64 +208,90 @@ def _judged(result: _Result, row: Mapping[str, Any], scaling: Scaling | None, de
         reasons.append("Holm's p is below alpha, but the simultaneous interval includes 0")
     judged = {
         **row,
+        "n": len(result.blocks.blocks),
+        "mean": float(result.values.mean()),
         "delta": estimate.delta,
         "ci_low": low,
         "ci_high": high,
         "p": estimate.p,
         "p_adj": estimate.p_adj,
+        "p_programme": programme_p(estimate.p_adj, design.order) if sample.arm.role == "variant" else math.nan,
         "verdict": verdict,
         "sigma": estimate.sigma,
         "df": estimate.df,
-        "pooled": noise is not None and noise.pools,
-        "pool_p": noise.pool_p if noise else math.nan,
-        "control_p": noise.control_p if noise else math.nan,
+        "look": result.look,
+        "mde": detectable_effect(estimate.sigma, _layout(result, design)),
         "tost_low": tost_low,
         "tost_high": tost_high,
-        "flags": "; ".join(result.flags),
-        **_worth(row, (high - low) / 2, scaling),
-        **_at_equal_time(row, word, (high - low) / 2, scaling),
+        **_pairing(result, design),
+        **_worth(result, row, word, scaling),
     }
-    if result.arm.role == "variant":
+    if sample.arm.role == "variant":
         reasons += _unmatched(judged) if verdict != "undecided" else []
         told = judged["iso_verdict"]
         reasons += [told] if told and not told.startswith(verdict) else []
-    return judged | {"why": "; ".join(reasons + result.notes)}
+    if design.looks:
+        reasons.append(result.next if word == "undecided" and result.next else f"decided after {result.look} blocks")
+    reasons += [f"left out: {', '.join(result.blocks.left_out)}"] if result.blocks.left_out else []
+    flags = [*_history(sample), *_compiled_otherwise(result.control, sample), *_declared_otherwise(design)]
+    if design.independent:
+        flags = _outlier_flag(sample.seeds, sample.values) + flags
+    else:
+        flags = [f"outlier: block {result.blocks.blocks[i]}" for i in outliers(result.values - result.partners)] + flags
+    return judged | {"why": "; ".join(reason for reason in reasons if reason), "flags": "; ".join(flags)}
 
 
-def _worth(row: Mapping[str, Any], half: float, scaling: Scaling | None) -> dict[str, float]:
-    if scaling is None:
-        return {}
-    return dict(zip(("worth", "worth_low", "worth_high"), scaling.worth(row["mean"], row["n"], half), strict=True))
+def _layout(result: Judged, design: Design) -> Layout:
+    """What was declared for this arm, as far as it bears on what could be seen."""
+    family, declared = result.estimate.family, result.sample.declared
+    if design.independent:
+        return Layout((result.control.declared, declared), family, design.alpha, (), design.prior)
+    looks = tuple(n for n, _ in looks_of(design, result.sample))
+    return Layout(declared, family, design.alpha, looks if len(looks) > 1 else (), design.prior)
 
 
-def _at_equal_time(row: Mapping[str, Any], word: str, half: float, scaling: Scaling | None) -> dict[str, Any]:
-    """The iso-time comparison; without budgets only where loss and speed point the same way."""
+def _pairing(result: Judged, design: Design) -> dict[str, float]:
+    """What sharing seeds has bought: see the columns ``own_sd``, ``correlation`` and ``independent_half``."""
+    estimate = result.estimate
+    if design.independent:
+        own = float(result.sample.values.std(ddof=1)) if result.sample.n > 1 else math.nan
+        return {"own_sd": own, "independent_half": estimate.half(design.alpha)}
+    mine, others = result.values, result.partners
+    found = {"own_sd": float((mine - others).std(ddof=1))}
+    if mine.std() and others.std():
+        found["correlation"] = float(np.corrcoef(others, mine)[0, 1])
+    # Welch's, with his own degrees of freedom: nothing is called by this interval.
+    a, b = others.var(ddof=1) / len(others), mine.var(ddof=1) / len(mine)
+    if a + b > 0:
+        df = (a + b) ** 2 * (len(mine) - 1) / (a**2 + b**2)
+        critical = t_quantile(estimate.share * design.alpha / 2 / estimate.family, df)
+        found["independent_half"] = float(critical * math.sqrt(a + b))
+    return found
+
+
+def _worth(result: Judged, row: Mapping[str, Any], word: str, scaling: Scaling | None) -> dict[str, Any]:
+    """Worth in data, and the comparison at equal time; without budgets only where loss and speed point one way."""
+    found: dict[str, Any] = {}
+    values = dict(zip(result.blocks.blocks, result.values, strict=True))
+    if scaling:
+        worth = scaling.worth(values, result.estimate)
+        found |= dict(zip(("worth", "worth_low", "worth_high"), worth, strict=True))
     speed = tuple(1 + row[f"tokens_per_s_{end}"] for end in ("delta", "low", "high"))
     if not all(map(math.isfinite, speed)):
-        return {}
-    found = scaling.at_equal_time(row["mean"], row["n"], half, speed) if scaling else None
-    if found is None:
+        return found
+    timed = scaling.at_equal_time(values, result.estimate, speed) if scaling else None
+    if timed is None:
         sure = (word == "better" and speed[1] >= 1) or (word == "worse" and speed[2] <= 1)
-        return {"iso_verdict": f"{word} per second"} if sure else {}
-    delta, low, high = found
+        return found | ({"iso_verdict": f"{word} per second"} if sure else {})
+    delta, low, high = timed
     told = "worse" if low > 0 else "better" if high < 0 else "undecided"
-    return {"iso_delta": delta, "iso_low": low, "iso_high": high, "iso_verdict": f"{told} per second"}
-
-
-def _word(estimate: Estimate, design: Design) -> str:
-    low, high = estimate.interval(design.alpha)
-    if low > 0:
-        return "worse"
-    if high < 0:
-        return "better"
-    tost_low, tost_high = estimate.equivalence_interval(design.alpha)
-    return "equivalent" if -design.margin < tost_low and tost_high < design.margin else "undecided"
+    return found | {"iso_delta": delta, "iso_low": low, "iso_high": high, "iso_verdict": f"{told} per second"}
 
 
 def _expected(arm: Arm, word: str, within: bool, alpha: float) -> tuple[str, list[str]]:
     """The verdict and how it stands to what was expected of the arm; ``word`` itself for all but one kind of arm."""
     differs = word in ("better", "worse")
-    if arm.role == "check" and arm.expect == "same":  # the control against itself
+    if arm.role == "check" and arm.expect == "same":  # the twin
         if differs:
             return "differs", [f"chance, in at most 1 of {1 / alpha:.0f} honest rows"]
         return "as expected", [] if word == "equivalent" else ["not shown equivalent"]

@@ -16,7 +16,7 @@ from analysis.store.stratum import Stratum, facets
 if TYPE_CHECKING:
     import pandas as pd  # which a machine that only trains does without
 
-MIN_PAIRS = 5  # below, pairing costs more in degrees of freedom than it can save
+MIN_BLOCKS = 2  # complete ones, for a verdict
 RESOLUTION = float(np.finfo(np.float32).eps)
 """Losses are computed in float32: two that are nearer to each other than this share of their size are the same loss."""
 APART = timedelta(hours=12)  # farther from each other, two runs were not made side by side
@@ -25,9 +25,13 @@ Times = tuple[datetime, datetime]  # when a run began, and ended
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The runs of one arm: those that count, in the order of their seeds, and why others do not."""
+    """The runs of one arm: those that count, block by block, and why others do not.
+
+    Run number i of an arm is its run in block i. Where seeds are independent it is no more than its number.
+    """
 
     arm: Arm
+    blocks: list[int]
     seeds: list[int]
     values: np.ndarray
     speeds: np.ndarray  # tokens/s
@@ -39,7 +43,8 @@ class Sample:
     reproducible: bool
     eval_se: float
     invalid: Mapping[int, str]  # seed -> why
-    missing: Mapping[int, str]  # seed -> what became of a run that was begun and is not done
+    failed: Mapping[int, str]  # block -> what broke a run that no gate found invalid
+    pending: Mapping[int, str]  # block -> the state of a run that was begun and is not done
     again: list[int]  # seeds of which more than one attempt finished
 
     @classmethod
@@ -47,21 +52,27 @@ class Sample:
         """The arm's runs out of the frame of :func:`analysis.store.load.load_runs`."""
         import pandas as pd
 
-        mine = runs[runs["arm"] == arm.name].sort_values(["seed", "run_key"])
-        invalid, missing, counted = {}, {}, []
-        columns = (mine[name] for name in ("seed", "status", "invalid", "reason", metric))
-        for place, (seed, status, fault, reason, loss) in enumerate(zip(*columns, strict=True)):
+        place = {key: block for block, key in enumerate(arm.run_keys)}
+        mine = runs[runs["arm"] == arm.name]
+        mine = mine.assign(block=mine["run_key"].map(place)).sort_values("block")
+        invalid, failed, pending, counted = {}, {}, {}, []
+        columns = (mine[name] for name in ("block", "seed", "status", "invalid", "reason", metric))
+        for row, (block, seed, status, fault, reason, loss) in enumerate(zip(*columns, strict=True)):
+            state = f"{status}{f' ({reason})' if pd.notna(reason) else ''}"
             if pd.notna(fault):
                 invalid[seed] = str(fault)
             elif status == "FINISHED" and not math.isfinite(loss):
                 invalid[seed] = f"{metric} is not a finite number"
             elif status == "FINISHED":
-                counted.append(place)
+                counted.append(row)
+            elif status == "FAILED":
+                failed[block] = state
             else:
-                missing[seed] = f"{status}{f' ({reason})' if pd.notna(reason) else ''}"
+                pending[block] = state
         good = mine.iloc[counted]
         return cls(
             arm=arm,
+            blocks=good["block"].tolist(),
             seeds=good["seed"].tolist(),
             values=good[metric].to_numpy(float),
             speeds=good["final/tokens_per_s"].to_numpy(float),
@@ -73,14 +84,15 @@ class Sample:
             reproducible=bool(good["reproducible"].all()),
             eval_se=_evaluation_error(good, metric),
             invalid=invalid,
-            missing=missing,
+            failed=failed,
+            pending=pending,
             again=good.loc[good["finished"] > 1, "seed"].tolist(),
         )
 
-    def partners(self, control: Sample) -> np.ndarray:
-        """The control's values, run by run with the same seeds as here."""
-        by_seed = dict(zip(control.seeds, control.values, strict=True))
-        return np.array([by_seed[seed] for seed in self.seeds])
+    @property
+    def by_block(self) -> dict[int, float]:
+        """The metric of each block's run."""
+        return dict(zip(self.blocks, self.values, strict=True))
 
     def beside(self, control: Sample) -> bool:
         """Whether the two were made side by side, so that their speeds met the same load.
@@ -107,33 +119,65 @@ class Sample:
 
 
 def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, float] | None:
-    """Verdict, reason and bare difference of an arm that cannot be compared; None for one that can."""
+    """Verdict, reason and bare difference of an arm that cannot be compared, however many runs it has; None for others.
+
+    Whether its runs are all there is another question: :func:`complete` answers it look by look.
+    """
     both = [control] if sample is control else [control, sample]
     if faults := _faults(both):
         return "invalid", "; ".join(faults), math.nan
-    delta = float(sample.values.mean() - control.values.mean()) if control.n and sample.n else math.nan
-    if short := [_shortfall(s, "of the control " if s is not sample else "") for s in both if s.n < s.declared]:
-        return "undecided", "; ".join(short), delta
     if sample is control:
         return None
-    if design.screen or control.n == sample.n == 1:
-        return "screen", "one seed each: a number, not a verdict", delta
-    if reason := _not_independent(control, sample, design):
+    delta = bare_difference(control, sample, design)
+    if design.screen or control.declared == sample.declared == 1:
+        screened = "one block: a number, not a verdict" if control.n and sample.n else "its run is not done"
+        return "screen", screened, delta
+    if reason := _not_comparable(control, sample, design):
         return "undecided", reason, delta
-    if design.paired and sample.arm.role == "variant" and _one(sample.values - sample.partners(control), sample.values):
-        return "invalid", f"differs from the control by {delta:.3g} with every seed: the change did nothing", delta
+    if not design.independent and sample.n > 1 and (shared := sorted(set(sample.blocks) & set(control.blocks))):
+        apart = np.array([sample.by_block[block] - control.by_block[block] for block in shared])
+        if len(apart) > 1 and _one(apart, sample.values):
+            return "invalid", f"differs from the control by {delta:.3g} in every block: the change did nothing", delta
     return None
+
+
+def bare_difference(control: Sample, sample: Sample, design: Design) -> float:
+    """Mean difference from the control, over the blocks that both have where there are blocks; NaN without any."""
+    if design.independent:
+        return float(sample.values.mean() - control.values.mean()) if control.n and sample.n else math.nan
+    shared = set(control.blocks) & set(sample.blocks)
+    return float(np.mean([sample.by_block[b] - control.by_block[b] for b in shared])) if shared else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complete:
+    """The first blocks of an arm and the control, as far as they can be compared."""
+
+    blocks: list[int]  # in which both runs count
+    left_out: list[str]  # what broke a run of a block, in words
+    waiting: list[str]  # runs that are begun and not done, in words
+    awaited: int  # blocks without both runs that have not failed
+
+
+def complete(control: Sample, sample: Sample, upto: int) -> Complete:
+    """Of the first ``upto`` blocks: those that are complete, left out, and not done yet."""
+    blocks, left_out, waiting, awaited = [], [], [], 0
+    mine, others = set(sample.blocks), set(control.blocks)
+    for block in range(upto):
+        sides = (control, sample)
+        if block in mine and block in others:
+            blocks.append(block)
+        elif broken := [f"{s.arm.name} {s.failed[block]}" for s in sides if block in s.failed]:
+            left_out.append(f"block {block}: {', '.join(broken)}")
+        else:
+            awaited += 1
+            waiting += [f"{s.arm.name} of block {block} {s.pending[block]}" for s in sides if block in s.pending]
+    return Complete(blocks=blocks, left_out=left_out, waiting=waiting, awaited=awaited)
 
 
 def _one(values: np.ndarray, losses: np.ndarray) -> bool:
     """Whether ``values``, made of ``losses``, are one and the same as far as these were computed."""
     return bool(np.ptp(values) <= RESOLUTION * np.abs(losses).max())
-
-
-def _shortfall(sample: Sample, whose: str) -> str:
-    """Which runs there are, and what became of the others."""
-    told = [f"seed {seed} {state}" for seed, state in sample.missing.items()]
-    return f"{sample.n} of {sample.declared} runs {whose}finished" + (f": {', '.join(told)}" if told else "")
 
 
 def _evaluation_error(runs: pd.DataFrame, metric: str) -> float:
@@ -152,25 +196,36 @@ def _faults(samples: Sequence[Sample]) -> list[str]:
     return faults + _mixed("runs on different data", samples, [s.data for s in samples])
 
 
-def _not_independent(control: Sample, sample: Sample, design: Design) -> str:
+def _not_comparable(control: Sample, sample: Sample, design: Design) -> str:
     """What would bias the difference, or make its error another than the one that is computed; "" if nothing."""
-    if design.paired and sample.arm.role == "variant":
-        if unmatched := sorted(set(sample.seeds) - set(control.seeds)):
-            return f"paired, but the control has no run with {seed_list(unmatched)}"
-        if sample.n < MIN_PAIRS:
-            return f"paired analysis needs {MIN_PAIRS} shared seeds, here {sample.n}"
-    elif shared := sorted(set(sample.seeds) & set(control.seeds)):
-        return f"shares {seed_list(shared)} with the control: not independent; declare paired: true"
-    if not (control.reproducible and sample.reproducible) and (alone := _alone(control, sample)):
+    seeds, others = (
+        dict(zip(sample.blocks, sample.seeds, strict=True)),
+        dict(zip(control.blocks, control.seeds, strict=True)),
+    )
+    if design.independent:
+        if shared := sorted(set(sample.seeds) & set(control.seeds)):
+            return f"shares {seed_list(shared)} with the control: not independent"
+    elif strange := sorted(seeds[block] for block in seeds.keys() & others.keys() if seeds[block] != others[block]):
+        return f"{seed_list(strange)}: not the control's of the same block"
+    if not (control.reproducible and sample.reproducible) and (alone := _alone(control, sample, design)):
         return (
             f"{alone} made apart in time, on hardware that does not repeat its bits: drift looks like this; "
-            "ARGS=--fresh makes them again, side by side"
+            "ARGS=--fresh reruns them, side by side"
         )
-    return _looked(control.arm, sample.arm) if sample.arm.role == "variant" else ""
+    if sample.arm.role == "variant" and sample.arm.looked:
+        return (
+            f"seen before with other blocks ({sample.arm.looked}): blocks added or left out after a look are no test; "
+            "fresh ones are, by confirm: or first_seed:"
+        )
+    return ""
 
 
-def _alone(control: Sample, sample: Sample) -> str:
-    """The runs of either arm that have none of the other within ``APART``."""
+def _alone(control: Sample, sample: Sample, design: Design) -> str:
+    """The runs of either arm that have none of the other, of their own block if there are blocks, within ``APART``."""
+    if not design.independent:
+        times, others = (dict(zip(s.blocks, s.times, strict=True)) for s in (sample, control))
+        blocks = [b for b in times.keys() & others.keys() if stands_alone([times[b]], [others[b]])[0]]
+        return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, sorted(blocks)))}" if blocks else ""
     told = []
     for one, other in ((control, sample), (sample, control)):
         alone = stands_alone(one.times, other.times)
@@ -185,14 +240,6 @@ def stands_alone(times: Sequence[Times], others: Sequence[Times]) -> list[bool]:
         all(other_began > ended + APART or other_ended < began - APART for other_began, other_ended in others)
         for began, ended in times
     ]
-
-
-def _looked(*arms: Arm) -> str:
-    """Seeds that were added or left out once a difference had been seen."""
-    changed = [f"{arm.name} ({arm.looked} then, {len(arm.run_keys)} now)" for arm in arms if arm.looked is not None]
-    if not changed:
-        return ""
-    return f"declared seeds changed after a look, of {' and '.join(changed)}, which is no test; fresh ones confirm"
 
 
 def _strata(samples: Sequence[Sample]) -> list[str]:

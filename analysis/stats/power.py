@@ -1,115 +1,72 @@
-"""How many seeds show which effect, by the verdicts' own procedure."""
+"""How many blocks show which effect: by simulated experiments that go through the verdicts' own steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
-from analysis.stats import dunnett
-from analysis.stats.estimate import CONTROL_LEVEL, POOL_LEVEL, bartlett_p, control_p, own_level, t_quantile
+from analysis.stats.estimate import moderate, shares, t_quantile
+from analysis.store.schema import Prior
 
-_DRAWS = 4096  # sets of sample variances; given those the power is exact, so its error is well below one percent
+_DRAWS = 16384  # experiments: the chance of a call is then known to within 0.4 points
 
 
-def power(effect: float, sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float) -> float:
-    """The chance that the first arm's true difference ``effect`` from the control is called by its sign.
+@dataclass(frozen=True)
+class Layout:
+    """What an experiment declares that bears on what it can show."""
 
-    The whole procedure of :func:`analysis.stats.estimate.family` counts: the check whether variances pool, Dunnett's
-    test with the arm's own scatter beside it, or Welch's. All seeds scatter alike and normally.
+    blocks: int | tuple[int, int]  # or runs of the control and of the arm, where seeds are independent
+    family: int  # variants
+    alpha: float
+    looks: tuple[int, ...] = ()  # numbers of blocks, ascending; () is once, after all
+    prior: Prior | None = None
+
+
+def detectable_effect(sd: float, layout: Layout, power: float = 0.8) -> float:
+    """The smallest true difference that is called better or worse, by its sign, with chance ``power``.
 
     Args:
-        effect: size of the true difference; its sign does not matter.
-        sigma: seed standard deviation of the metric, in the same unit.
-        n_control: runs of the control.
-        n_arms: runs of each arm of the family, first of the one that is asked about.
-        alpha: chance of any false alarm in the family.
+        sd: true standard deviation of a difference within a block (of a run, where seeds are independent); the result
+            has its unit.
+        layout: what is declared.
+        power: between 0 and 1.
 
     Raises:
-        ValueError: when a count is below 1, no arm has two runs, sigma is not positive, or alpha not between 0 and 1.
+        ValueError: when a count is too small, sd is not positive, or alpha or power not between 0 and 1.
     """
-    _check(sigma, n_control, n_arms, alpha)
-    return _unit_power(abs(effect) / sigma, n_control, tuple(n_arms), alpha)
-
-
-def call_chance(effect: float, sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float) -> float:
-    """The chance that the first arm is called better or worse, rightly or wrongly; arguments as for :func:`power`."""
-    _check(sigma, n_control, n_arms, alpha)
-    return sum(_unit_power(sign * effect / sigma, n_control, tuple(n_arms), alpha) for sign in (-1, 1))
-
-
-def detectable_effect(
-    sigma: float, n_control: int, n_arms: Sequence[int], *, alpha: float, power: float = 0.8
-) -> float:
-    """The smallest true difference of the first arm that is called better or worse with chance ``power``.
-
-    Arguments and errors as for :func:`power`; the result has sigma's unit.
-    """
-    _check(sigma, n_control, n_arms, alpha)
     if not 0 < power < 1:
         raise ValueError(f"power must lie between 0 and 1, not {power}")
-    return sigma * _unit_effect(n_control, tuple(n_arms), alpha, power)
+    return float(np.quantile(_least_effects(sd, layout), power))
 
 
-def detectable_effect_paired(
-    sigma: float, n: int, num_variants: int, *, correlation: float, alpha: float, power: float = 0.8
-) -> float:
-    """The smallest true difference that a paired design of ``n`` seeds calls better or worse with chance ``power``.
-
-    By :func:`analysis.stats.estimate.paired` and Bonferroni's intervals for ``num_variants``; ``correlation`` is that
-    of a variant's run with the control's of the same seed, and both have the seed standard deviation ``sigma``.
-
-    Raises:
-        ValueError: for fewer than two seeds, or a correlation that leaves no differences.
-    """
-    if n < 2 or not -1 <= correlation < 1:
-        raise ValueError(f"two or more seeds and a correlation in [-1, 1), not {n} and {correlation}")
-    critical = t_quantile(alpha / 2 / num_variants, n - 1)
-    return noncentrality(critical, n - 1, power) * sigma * math.sqrt(2 * (1 - correlation) / n)
+def power(effect: float, sd: float, layout: Layout) -> float:
+    """The chance that a true difference of this size is called by its sign; arguments as `detectable_effect` has."""
+    return float((_least_effects(sd, layout) < abs(effect)).mean())
 
 
-def seeds_needed(
-    effect: float,
-    sigma: float,
-    n_control: int,
-    *,
-    alpha: float,
-    num_variants: int,
-    power: float = 0.8,
-    most: int = 100,
-) -> int | None:
-    """The fewest runs of each of ``num_variants`` variants with which ``effect`` is detectable.
+def blocks_needed(effect: float, sd: float, layout: Layout, most: int = 200) -> int | None:
+    """The fewest blocks that show ``effect`` 4 times in 5, judged once; None where not even ``most`` do.
 
-    Two at least: a single run borrows the control's sigma, and cannot show whether it may.
-
-    Returns:
-        The number of runs, or ``None`` when not even ``most`` suffice: more runs of the control are then needed.
+    Where seeds are independent: the fewest runs of the arm, beside the control's of ``layout``.
     """
 
     def seen(n: int) -> bool:
-        return detectable_effect(sigma, n_control, [n] * num_variants, alpha=alpha, power=power) <= effect
+        blocks = n if isinstance(layout.blocks, int) else (layout.blocks[0], n)
+        return detectable_effect(sd, Layout(blocks, layout.family, layout.alpha, (), layout.prior)) <= effect
 
-    return next((n for n in range(2, most + 1) if seen(n)), None)
-
-
-def seeds_needed_paired(
-    effect: float, sigma: float, num_variants: int, *, correlation: float, alpha: float, most: int, power: float = 0.8
-) -> int | None:
-    """The fewest shared seeds, ``MIN_PAIRS`` or more, with which ``effect`` is detectable in pairs.
-
-    Returns:
-        Their number, or ``None`` when not even ``most`` suffice.
-    """
-    from analysis.stats.eligibility import MIN_PAIRS  # with pandas, which nothing else here needs
-
-    def seen(n: int) -> bool:
-        least = detectable_effect_paired(sigma, n, num_variants, correlation=correlation, alpha=alpha, power=power)
-        return least <= effect
-
-    return next((n for n in range(MIN_PAIRS, most + 1) if seen(n)), None)
+    least = 2
+    if seen(least):
+        return least
+    if not seen(most):
+        return None
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if seen(middle) else (middle, most)
+    return most
 
 
 def sigma_interval(sigma: float, df: float, level: float = 0.95) -> tuple[float, float]:
@@ -119,70 +76,40 @@ def sigma_interval(sigma: float, df: float, level: float = 0.95) -> tuple[float,
     return sigma * math.sqrt(df / high), sigma * math.sqrt(df / low)
 
 
-def noncentrality(critical: float, df: float = math.inf, power: float = 0.8) -> float:
-    """The true effect, in standard errors, whose t statistic passes ``critical`` with chance ``power``.
+@lru_cache(maxsize=512)
+def _least_effects(sd: float, layout: Layout) -> np.ndarray:
+    """For each of many experiments without an effect, the least one that, added, would be called: (draws,).
 
-    It counts passing on the effect's own side only; the other side would be an error of sign.
+    An effect shifts the mean of the differences and nothing else, so that the experiment calls it as soon as it exceeds
+    the half width of its interval less that mean, at any of its looks.
     """
-    if math.isinf(df):
-        return critical + float(special.ndtri(power))
-
-    def gap(effect: float) -> float:
-        return 1 - float(special.nctdtr(df, effect, critical)) - power
-
-    return float(optimize.brentq(gap, 0.0, 4 * (critical + 6)))
-
-
-def _check(sigma: float, n_control: int, n_arms: Sequence[int], alpha: float) -> None:
-    if not n_arms or min(n_control, *n_arms) < 1 or max(n_control, *n_arms) < 2 or not sigma > 0:
-        raise ValueError("every arm needs a run, one of them two, and sigma must be positive")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
-
-
-def _unit_power(effect: float, n_control: int, n_arms: tuple[int, ...], alpha: float) -> float:
-    se = math.sqrt(1 / n_control + 1 / n_arms[0])
-    return float(special.ndtr((effect - _half_widths(n_control, n_arms, alpha)) / se).mean())
-
-
-@lru_cache(maxsize=4096)
-def _unit_effect(n_control: int, n_arms: tuple[int, ...], alpha: float, power: float) -> float:
-    """Detectable effect in units of sigma."""
-    most = 2.0
-    while _unit_power(most, n_control, n_arms, alpha) < power:
-        most *= 2
-    return float(optimize.brentq(lambda x: _unit_power(x, n_control, n_arms, alpha) - power, 0.0, most, xtol=1e-6))
-
-
-@lru_cache(maxsize=256)
-def _half_widths(n_control: int, n_arms: tuple[int, ...], alpha: float) -> np.ndarray:
-    """Draws of the first arm's half width of the simultaneous interval, where sigma is 1. The mean is independent."""
-    sizes = np.array([n_control, *n_arms])
-    dfs = sizes - 1
+    fewest = layout.blocks if isinstance(layout.blocks, int) else max(layout.blocks)
+    least = 1 if layout.prior else 2
+    if fewest < least or (not isinstance(layout.blocks, int) and min(layout.blocks) < 1) or not sd > 0:
+        raise ValueError(f"{layout.blocks} blocks with sd {sd}: at least {least} are needed, and a positive sd")
+    if layout.family < 1 or not 0 < layout.alpha < 1:
+        raise ValueError(f"a family of {layout.family} at alpha {layout.alpha}: 1 or more, and between 0 and 1")
     generator = np.random.default_rng(0)  # the same draws for every question: answers are reproducible
-    variances = np.array([generator.chisquare(df, _DRAWS) / df if df else np.full(_DRAWS, np.nan) for df in dfs])
-    many = dfs > 0
-    df = int(dfs.sum())
-    pooled = (dfs[many, None] * variances[many]).sum(axis=0) / df
-    se = math.sqrt(1 / n_control + 1 / n_arms[0])
-    half = dunnett.critical_value(alpha, n_control, n_arms, df) * np.sqrt(pooled) * se
-    apart_se, apart_df = _apart(variances[0], variances[1], n_control, n_arms[0])
-    if min(n_control, n_arms[0]) > 1:
-        half = np.maximum(half, -special.stdtrit(apart_df, own_level(n_control, n_arms[0]) * alpha / 2) * apart_se)
-        apart_df = np.full(_DRAWS, min(n_control, n_arms[0]) - 1.0)
-    if many.sum() < 2 or np.isnan(apart_se).any():  # nothing to check, or no other way
-        return half
-    apart = -special.stdtrit(apart_df, alpha / 2 / len(n_arms)) * apart_se
-    differ = bartlett_p(variances[many], dfs[many]) < POOL_LEVEL
-    if many.sum() > 2 and many[0]:
-        differ |= control_p(variances[many], dfs[many]) < CONTROL_LEVEL
-    return np.where(differ, apart, half)
+    if isinstance(layout.blocks, tuple):
+        return _independent(sd, layout, layout.blocks, generator)
+    looks = layout.looks or (layout.blocks,)
+    draws = sd * generator.standard_normal((_DRAWS, looks[-1]))
+    found = np.full(_DRAWS, np.inf)
+    for n, share in zip(looks, shares(looks), strict=True):
+        seen = draws[:, :n]
+        variance, df = moderate(seen.var(axis=1, ddof=1) if n > 1 else np.zeros(_DRAWS), n - 1, layout.prior)
+        half = t_quantile(share * layout.alpha / 2 / layout.family, df) * np.sqrt(variance / n)
+        found = np.minimum(found, half - seen.mean(axis=1))
+    return found
 
 
-def _apart(v0: np.ndarray, v1: np.ndarray, n0: int, n1: int) -> tuple[np.ndarray, np.ndarray]:
-    """Welch's standard error and degrees of freedom, as :func:`analysis.stats.estimate.welch` has them."""
-    if min(n0, n1) == 1:
-        known = v1 if n0 == 1 else v0
-        return np.sqrt(known * (1 / n0 + 1 / n1)), np.full(len(v0), max(n0, n1) - 1.0)
-    a, b = v0 / n0, v1 / n1
-    return np.sqrt(a + b), (a + b) ** 2 / (a**2 / (n0 - 1) + b**2 / (n1 - 1))
+def _independent(sd: float, layout: Layout, runs: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    squares, least = np.zeros(_DRAWS), math.inf
+    for n in runs:
+        own = sd**2 * generator.chisquare(n - 1, _DRAWS) / (n - 1) if n > 1 else np.zeros(_DRAWS)
+        variance, df = moderate(own, n - 1, layout.prior)
+        squares, least = squares + variance / n, min(least, df)
+    if least < 1:
+        raise ValueError(f"{runs} runs: two of each arm are needed where the base knows no sd")
+    mean = sd * math.sqrt(sum(1 / n for n in runs)) * generator.standard_normal(_DRAWS)
+    return np.asarray(t_quantile(layout.alpha / 2 / layout.family, least) * np.sqrt(squares) - mean)

@@ -1,16 +1,17 @@
 """What a difference in loss is worth: in training data, and at equal training time.
 
 The control, trained and decayed on fewer and more tokens, gives its loss as a function of the budget; between the
-budgets that ran it is interpolated in the logarithm of the tokens. A variant's loss is then set against that curve: at
-which budget would the control have reached it, and what would the control have reached in the time that it took?
-The curve at any point is a weighted mean of the arms' means, so the error of a variant's distance from it is known, and
-an interval holds the budgets from which the variant cannot be told (Fieller's way to an interval of a ratio).
+budgets that ran it is interpolated in the logarithm of the tokens. A variant's loss is then compared with that curve:
+at which budget would the control have reached it, and what would the control have reached in the time that it took?
+Both are read block by block: the curve at any point is a weighted sum of the control's losses, so a block's distance
+from it has an error that the blocks show, and an interval holds the budgets from which the variant cannot be told
+(Fieller's way to an interval of a ratio).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,61 +19,74 @@ import numpy as np
 import pandas as pd
 from numpy.polynomial import Polynomial
 
-from analysis.stats.eligibility import Sample, bar
-from analysis.store.schema import Design
+from analysis.stats.eligibility import MIN_BLOCKS, Sample, bar
+from analysis.stats.estimate import Estimate, moderate, t_quantile
+from analysis.store.schema import Design, Prior
 
 _POINTS = 2001
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """The control's final loss at several numbers of training tokens."""
+    """The control's final loss at several numbers of training tokens, in the blocks that all of them have."""
 
     factors: tuple[float, ...]  # ascending, in units of the design's tokens; 1 among them
-    ns: tuple[int, ...]
-    means: tuple[float, ...]
-    sds: tuple[float, ...]  # between seeds; NaN for a single run
+    blocks: tuple[int, ...]
+    losses: np.ndarray  # (factors, blocks)
+    alpha: float
+    prior: Prior | None = None
 
     @classmethod
     def of(cls, runs: pd.DataFrame, design: Design) -> Scaling | None:
         """From the runs of the control and of its budgets (:func:`analysis.store.load.load_runs`).
 
-        None where no budget has all of its runs, made like the control's, or where more tokens did not lower the loss.
+        None where seeds are independent, where no budget has all of its runs, made like the control's, and where more
+        tokens did not lower the loss.
         """
+        if design.independent:
+            return None
         control = Sample.of(design.control, runs, design.metric)
         places = [(1.0, control)]
         for arm in design.budgets:
             sample = Sample.of(arm, runs, design.metric)
             barred = bar(control, sample, design)
-            if arm.tokens and sample.n and (barred is None or barred[0] == "screen"):
+            if arm.tokens and sample.n == sample.declared and (barred is None or barred[0] == "screen"):
                 places.append((arm.tokens / design.tokens_per_run, sample))
-        if len(places) < 2 or not control.n:
+        blocks = tuple(sorted(set.intersection(*(set(sample.blocks) for _, sample in places))))
+        if len(places) < 2 or not blocks:
             return None
         places.sort(key=lambda place: place[0])
         factors, samples = zip(*places, strict=True)
-        means = tuple(float(s.values.mean()) for s in samples)
-        if any(more >= fewer for fewer, more in pairwise(means)):
+        losses = np.array([[sample.by_block[block] for block in blocks] for sample in samples])
+        if any(more >= fewer for fewer, more in pairwise(losses.mean(axis=1))):
             return None
-        sds = tuple(float(s.values.std(ddof=1)) if s.n > 1 else math.nan for s in samples)
-        return cls(factors=factors, ns=tuple(s.n for s in samples), means=means, sds=sds)
+        return cls(factors=factors, blocks=blocks, losses=losses, alpha=design.alpha, prior=design.prior)
+
+    @property
+    def means(self) -> np.ndarray:
+        """Of each budget, (factors,)."""
+        return np.asarray(self.losses.mean(axis=1))
 
     def loss(self, factor: np.ndarray) -> np.ndarray:
         """The control's loss at ``factor`` times the tokens, each inside the range of ``factors``."""
-        return self._weights(np.log2(factor)) @ np.array(self.means)
+        return self._weights(np.log2(factor)) @ self.means
 
-    def worth(self, mean: float, n: int, half: float) -> tuple[float, float, float]:
+    def worth(self, values: Mapping[int, float], estimate: Estimate) -> tuple[float, float, float]:
         """The data that a variant's difference is worth, and its interval, as fractions of the control's tokens.
 
         Args:
-            mean: the variant's mean loss.
-            n: its runs.
-            half: half width of the interval of its difference from the control.
+            values: the variant's loss by block.
+            estimate: of its difference from the control, whose family and look the interval takes over.
 
         Returns:
-            -0.24 where the control reaches ``mean`` with 24 % fewer tokens; infinite beyond the budgets that ran.
+            -0.24 where the control reaches the variant's loss with 24 % fewer tokens; infinite beyond the budgets that
+            ran, NaN where fewer than two blocks have them all.
         """
         x = np.linspace(math.log2(self.factors[0]), math.log2(self.factors[-1]), _POINTS)
-        distance, error = self._distance(x, mean, n, half)
+        found = self._distance(x, values, estimate)
+        if found is None:
+            return math.nan, math.nan, math.nan
+        distance, error = found
         at = float(np.interp(0.0, distance, x, left=-math.inf, right=math.inf))
         held = np.flatnonzero(np.abs(distance) <= error)
         if not held.size:
@@ -82,35 +96,47 @@ class Scaling:
         return _fraction(at), _fraction(low), _fraction(high)
 
     def at_equal_time(
-        self, mean: float, n: int, half: float, speed: Sequence[float]
+        self, values: Mapping[int, float], estimate: Estimate, speed: Sequence[float]
     ) -> tuple[float, float, float] | None:
         """A variant's loss minus the control's after equal time, with an interval in both losses and speeds.
 
         Args:
-            mean: the variant's mean loss.
-            n: its runs.
-            half: half width of the interval of its difference from the control.
+            values: the variant's loss by block.
+            estimate: of its difference from the control.
             speed: its throughput over the control's, with the ends of the interval: (ratio, low, high).
 
         Returns:
-            None where that time lies outside the budgets that ran.
+            None where that time lies outside the budgets that ran, or fewer than two blocks have them all.
         """
         ends = [-math.log2(ratio) for ratio in speed]
         if min(ends) < math.log2(self.factors[0]) or max(ends) > math.log2(self.factors[-1]):
             return None
         x = np.array([ends[0], *np.linspace(min(ends), max(ends), 101)])
-        distance, error = self._distance(x, mean, n, half)
+        found = self._distance(x, values, estimate)
+        if found is None:
+            return None
+        distance, error = found
         return float(distance[0]), float((distance - error).min()), float((distance + error).max())
 
-    def _distance(self, x: np.ndarray, mean: float, n: int, half: float) -> tuple[np.ndarray, np.ndarray]:
-        """The variant less the curve at ``x``, and the half width that goes with it; at x = 0 it is ``half``."""
-        weights = self._weights(x)
-        spread = 1 / n + (weights**2 / np.array(self.ns)).sum(axis=1)
-        here = 1 / n + 1 / self.ns[self.factors.index(1.0)]
-        return mean - weights @ np.array(self.means), half * np.sqrt(spread / here)
+    def _distance(
+        self, x: np.ndarray, values: Mapping[int, float], estimate: Estimate
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The variant less the curve at ``x``, and the half width that goes with it: (points,) each.
+
+        At x = 0, and with all blocks, the two are the estimate's own.
+        """
+        shared = [place for place, block in enumerate(self.blocks) if block in values]
+        if len(shared) < MIN_BLOCKS:
+            return None
+        mine = np.array([values[self.blocks[place]] for place in shared])
+        apart = mine - self._weights(x) @ self.losses[:, shared]  # points, blocks
+        n = len(shared)
+        variance, df = moderate(apart.var(axis=1, ddof=1), n - 1, self.prior)
+        critical = t_quantile(estimate.share * self.alpha / 2 / estimate.family, df)
+        return apart.mean(axis=1), critical * np.sqrt(variance / n)
 
     def _weights(self, x: np.ndarray) -> np.ndarray:
-        """Weights of the arms' means in the curve at ``x`` = log2(tokens / the design's): (points, arms).
+        """Weights of the arms' losses in the curve at ``x`` = log2(tokens / the design's): (points, arms).
 
         Of the parabola (the polynomial) through all budgets; of straight lines where that would not fall throughout.
         """
