@@ -10,8 +10,6 @@ import pandas as pd
 
 from analysis.store.schema import Design, difference_unit
 
-DECIDED = ("better", "worse", "equivalent", "invalid")  # an arm that is judged so takes no more blocks
-
 Row = dict[str, Any]  # of the frame of `analysis.stats.compare.compare`
 
 
@@ -96,20 +94,16 @@ def bottom_line(table: pd.DataFrame, design: Design) -> str:
     """What the design could see, what sharing seeds gave, how many runs count, and the place in the programme."""
     asked = table[table["role"] == "variant"] if (table["role"] == "variant").any() else table.iloc[1:]
     control, twin = table.iloc[0], twin_of(table, design)
+    times = pd.Series(dtype=float) if design.independent else narrower(asked)
     passed, failed = int(table["n"].sum()), int(table["gates_failed"].sum())
     parts = [
         _range("smallest effect this design could see {}", asked["mde"], number),
         _range("seed correlation {}", asked["correlation"], lambda r: f"{r:+.2f}"),
-        _range(
-            "intervals {} times narrower than independent seeds would give",
-            narrower(asked),
-            lambda times: f"{times:.1f}",
-        ),
+        _range("intervals {} times narrower than independent seeds would give", times, lambda r: f"{r:.1f}"),
         f"floor, sd of {twin['arm']}: {number(twin['own_sd'])}" if twin and known(twin["own_sd"]) else "",
-        _decided(table, design),
         f"evaluation SE {number(control['eval_se'])}" if known(control["eval_se"]) else "",
         f"gates passed {passed}/{passed + failed}",
-        f"runs counted {passed}/{table['declared'].sum()}",
+        f"runs counted {passed}{' of at most ' if design.looks else '/'}{table['declared'].sum()}",
         place(design) if design.order > 1 else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -122,7 +116,7 @@ def _range(words: str, values: pd.Series, form: Callable[[float], str]) -> str:
 
 
 def narrower(table: pd.DataFrame) -> pd.Series:
-    """How many times wider each arm's interval would be, had the same runs had seeds of their own; NaN if unknown."""
+    """How many times wider each interval would be, had the same runs had seeds of their own; NaN if unknown."""
     return table["independent_half"] / ((table["ci_high"] - table["ci_low"]) / 2)
 
 
@@ -131,15 +125,6 @@ def twin_of(table: pd.DataFrame, design: Design) -> Row | None:
     names = [arm.name for arm in design.arms if arm.role == "check" and arm.expect == "same"]
     rows = [row for row in rows_of(table) if row["arm"] in names]
     return rows[0] if rows and not design.independent else None
-
-
-def _decided(table: pd.DataFrame, design: Design) -> str:
-    """After how many blocks each variant was decided, where there was more than one look."""
-    if not design.looks:
-        return ""
-    done = table[(table["role"] == "variant") & table["verdict"].isin(DECIDED) & table["look"].notna()]
-    looks = [f"{after:.0f} blocks: {', '.join(arms['arm'])}" for after, arms in done.groupby("look")]
-    return f"decided after {'; '.join(looks)}" if looks else ""
 
 
 def place(design: Design) -> str:

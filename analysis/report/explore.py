@@ -52,7 +52,7 @@ def strip(runs: pd.DataFrame, design: Design, metric: str) -> Figure:
     drawing, styles = figures.Drawing(9, 1.6 + 0.36 * len(design.compared)), figures.arm_styles(design)
     axes = drawing.subplots()
     places = {arm.name: y for y, arm in enumerate(design.compared)}
-    for _, block in [] if design.independent else runs.groupby("seed"):
+    for _, block in [] if design.independent else figures.by_block(runs, design).groupby("block"):
         rows = sorted(zip(block["arm"].map(places), block[metric].astype(float), strict=True))
         axes.plot([value for _, value in rows], [y for y, _ in rows], color="0.8", linewidth=0.7, zorder=1)
     for y, arm in enumerate(design.compared):
@@ -134,8 +134,8 @@ def pairing(curves: pd.DataFrame, design: Design, metric: str = "val/loss") -> p
         and ``sd_high`` (chi-square), in the metric's unit; ``independent``, what that sd would be between independent
         seeds; ``correlation`` of the arm's losses with the control's over blocks, NaN where either has no spread.
     """
-    points = curves[curves["metric"] == metric]
-    wide = points.pivot_table(index=["tokens", "seed"], columns="arm", values="value")
+    points = figures.by_block(curves[curves["metric"] == metric], design)
+    wide = points.pivot_table(index=["tokens", "block"], columns="arm", values="value")
     rows = []
     for arm in [arm.name for arm in design.compared[1:] if arm.name in wide and design.control.name in wide]:
         both = wide[[design.control.name, arm]].dropna()

@@ -83,6 +83,7 @@ def forest(table: pd.DataFrame, design: Design, runs: pd.DataFrame) -> Figure:
     axes = drawing.subplots()
     styles = arm_styles(design)
     dots = less_control(valid(runs), design, design.metric)
+    deepest = max(1, *(len(arm.run_keys) - 1 for arm in design.compared))
     limit = _forest_limit(arms, dots, design)
     axes.axvspan(-design.margin, design.margin, color="0.92", linewidth=0)
     twin = twin_of(table, design)
@@ -92,9 +93,11 @@ def forest(table: pd.DataFrame, design: Design, runs: pd.DataFrame) -> Figure:
     axes.axvline(0, color="0.4", linewidth=0.8)
     for y, row in enumerate(rows_of(arms)):
         style = styles[row["arm"]]
-        own = dots[dots["arm"] == row["arm"]].sort_values("seed")
+        own = dots[dots["arm"] == row["arm"]].sort_values("block")
+        if design.looks and np.isfinite(row["look"]):
+            own = own[own["block"] < row["look"]]  # later blocks bear on nothing
         if abs(row["delta"]) <= limit:
-            depth = y + _DOTS_FROM + _DOTS_HIGH * _depths(own["seed"], design)
+            depth = y + _DOTS_FROM + _DOTS_HIGH * own["block"] / deepest
             joined = "" if design.independent else "-"
             axes.plot(own[design.metric], depth, f".{joined}", color=style["color"], ms=5, linewidth=0.5, alpha=0.7)
         _draw_difference(axes, y, row, limit, style)
@@ -117,13 +120,6 @@ def _forest_words(design: Design, floor: float) -> str:
     dots = "runs less the control's mean" if design.independent else "blocks, the first on top"
     intervals = f"{100 * (1 - design.alpha):.0f} % simultaneous intervals"
     return f"{intervals}{behind}; dots: {dots}\n{bands}; ticks: smallest effect seen 4 times in 5"
-
-
-def _depths(seeds: pd.Series, design: Design) -> pd.Series:
-    """Where a seed's dot stands among all, from 0 to 1: by its block, or by its place where seeds are independent."""
-    places = seeds.rank() - 1 if design.independent else seeds - design.first_seed
-    most = max(len(arm.run_keys) for arm in design.compared) - 1
-    return places / max(1, most)
 
 
 def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> Figure:
@@ -226,24 +222,30 @@ def valid(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[(runs["status"] == "FINISHED") & runs["invalid"].isna() & (runs["role"] != "budget")]
 
 
+def by_block(points: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """``points`` with a column ``block``: the number of each row's ``run_key`` among its arm's, from 0."""
+    numbers = {key: block for arm in design.arms for block, key in enumerate(arm.run_keys)}
+    return points.assign(block=points["run_key"].map(numbers))
+
+
 def less_control(points: pd.DataFrame, design: Design, value: str) -> pd.DataFrame:
-    """The column ``value`` less the control's: of the same seed or, where seeds are independent, less its mean.
+    """The column ``value`` less the control's: of the same block or, where seeds are independent, less its mean.
 
     Args:
         points: a row for each run, or for each evaluation of a run where there is a column ``tokens``; with ``arm``,
-            ``seed`` and ``value``.
+            ``run_key`` and ``value``.
         design: what was declared.
         value: a column, whose unit the difference has.
 
     Returns:
-        The rows whose block (and evaluation) the control has too.
+        The rows whose block (and evaluation) the control has too, with their ``block``.
     """
-    keys = [*([] if design.independent else ["seed"]), *(["tokens"] if "tokens" in points else [])]
+    points = by_block(points, design)
+    keys = [*([] if design.independent else ["block"]), *(["tokens"] if "tokens" in points else [])]
     control = points[points["arm"] == design.control.name]
     if not keys:
         return points.assign(**{value: points[value] - control[value].mean()}).dropna(subset=value)
-    level = control.groupby(keys)[value].mean().rename("level").reset_index()
-    joined = points.merge(level, on=keys)
+    joined = points.merge(control.groupby(keys)[value].mean().rename("level").reset_index(), on=keys)
     return joined.assign(**{value: joined[value] - joined["level"]}).drop(columns="level")
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.report.cells import (
-    DECIDED,
     Row,
     bottom_line,
     cells,
@@ -30,7 +29,7 @@ from analysis.report.cells import (
 from analysis.report.decode import Decode
 from analysis.report.render import Code, Items, Part, Picture, Section, Table
 from analysis.report.statistics import WORDS, statistics
-from analysis.stats.compare import compare
+from analysis.stats.compare import DECIDED, compare
 from analysis.stats.worth import Scaling
 from analysis.store.schema import Arm, Design, difference_unit
 from analysis.store.stratum import Stratum
@@ -38,7 +37,7 @@ from analysis.store.stratum import Stratum
 WORTH = (
     "The control was also trained, and decayed, on other numbers of tokens. Between them its loss is interpolated in "
     "the logarithm of the tokens; an arm's loss is worth the data with which the control reaches it, and the interval "
-    "holds the numbers of tokens from which the arm cannot be told, by the same sd as its difference."
+    "holds the numbers of tokens from which the arm cannot be told, block by block."
 )
 
 
@@ -152,8 +151,6 @@ def _sentence(row: Row, design: Design) -> str:
         return f"{row['verdict']}: {row['why']}"
     size = f"{number(abs(row['delta']))} {unit} {'above' if row['delta'] > 0 else 'below'} the control"
     told = f"{row['verdict']}: {size}, interval {interval(row['ci_low'], row['ci_high'])}"
-    if design.looks and known(row["look"]):
-        told += f", after {row['look']:.0f} blocks"
     if known(row["worth"]):
         told += f"; worth {worth(row['worth'], design)}"
     return "; ".join(part for part in (told, row["why"], row["flags"]) if part)
@@ -214,8 +211,8 @@ def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
 
 def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[Part]:
     budgets = [
-        (f"{factor:g}x", count(factor * design.tokens_per_run), str(n), number(mean), number(sd))
-        for factor, n, mean, sd in zip(scaling.factors, scaling.ns, scaling.means, scaling.sds, strict=True)
+        (f"{factor:g}x", count(factor * design.tokens_per_run), str(losses.size), number(losses.mean()), number(sd))
+        for factor, losses, sd in zip(scaling.factors, scaling.losses, scaling.losses.std(axis=1, ddof=1), strict=True)
     ]
     told = [
         (
@@ -226,7 +223,7 @@ def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[
         for row in rows
         if known(row["worth"])
     ]
-    parts: list[Part] = [WORTH, Table(("control on", "tokens", "n", "mean", "sd"), budgets)]
+    parts: list[Part] = [WORTH, Table(("control on", "tokens", "blocks", "mean", "sd"), budgets)]
     return [*parts, Table(("arm", "worth", "interval"), told)] if told else parts
 
 

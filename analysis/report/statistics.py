@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from analysis.report.cells import Row, counted, interval, known, number, p_value, place
 from analysis.report.render import Part, Table
+from analysis.stats.estimate import shares
 from analysis.store.schema import Design, difference_unit
 
 WORDS = {
@@ -41,9 +42,8 @@ def _how(rows: Sequence[Row], design: Design) -> str:
     pairs = "between the means of independent seeds" if design.independent else "within blocks"
     looks = ""
     if design.looks:
-        spent = [now - before for before, now in zip((0, *design.looks), design.looks, strict=False)]
-        shares = ", ".join(f"{design.alpha * blocks / design.looks[-1]:.3g}" for blocks in spent)
-        looks = f" Alpha is spent over looks after {', '.join(map(str, design.looks))} blocks: {shares}."
+        spent = ", ".join(f"{design.alpha * share:.3g}" for share in shares(design.looks))
+        looks = f" Alpha is spent over looks after {', '.join(map(str, design.looks))} blocks: {spent}."
     return (
         f"Differences {pairs}; alpha {design.alpha:g}, margin ±{design.margin:g}; Bonferroni's intervals and Holm's p "
         f"over a family of {family}. Checks are compared one at a time.{looks}"
@@ -53,7 +53,7 @@ def _how(rows: Sequence[Row], design: Design) -> str:
 def _prior(design: Design) -> str:
     what = "an arm's runs" if design.independent else "a difference within a block"
     if design.prior is None:
-        return f"No prior: the base knows nothing of the sd of {what}."
+        return f"No prior: the base knows no sd of {what}, so each arm has its own alone."
     source = design.prior.source.rstrip(".")
     return (
         f"Prior of the sd of {what}: {number(design.prior.sd)} {difference_unit(design.metric)}, with the weight of "
