@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.store.schema import Design
@@ -27,11 +26,10 @@ NAMES = st.text("abc_", min_size=1, max_size=3).filter(lambda name: name[0] != "
 
 
 @pytest.fixture(autouse=True)
-def here(made_once: Callable[[str, Callable[[Path], None]], Path], tmp_path, monkeypatch) -> None:
-    write_project(tmp_path)
-    BASE_TEXT = (tmp_path / BASE).read_text()
-    (tmp_path / BASE).write_text(BASE_TEXT + "budgets: [2]\n")
-    monkeypatch.chdir(tmp_path)
+def _here(tmp_path, monkeypatch):
+    """In a project whose base has a budget, too."""
+    monkeypatch.chdir(write_project(tmp_path))
+    BASE.write_text(BASE.read_text() + "budgets: [2]\n")
 
 
 @st.composite
@@ -68,9 +66,11 @@ def seeds_of(plan: Plan) -> dict[str, list[int]]:
     return {arm.name: [run.seed for run in arm.runs] for arm in plan.arms}
 
 
+few = settings(max_examples=12)  # of a plan each, which is read from its files
 OVERRIDE = st.none() | st.integers(1, 8)
 
 
+@few
 @given(written=declarations(), override=OVERRIDE)
 def test_block_i_of_every_arm_has_seed_first_plus_i(written, override):
     plan = planned(written | {"design": "blocks"}, override)
@@ -82,6 +82,7 @@ def test_block_i_of_every_arm_has_seed_first_plus_i(written, override):
         assert stage.blocks == max(map(len, seeds_of(stage).values()))
 
 
+@few
 @given(written=declarations(), override=OVERRIDE)
 def test_as_many_blocks_as_are_declared(written, override):
     plan = planned(written, override)
@@ -99,6 +100,7 @@ def test_as_many_blocks_as_are_declared(written, override):
         assert plan.confirm.looks == ()
 
 
+@few
 @given(written=declarations(), override=OVERRIDE)
 def test_runs_of_a_block_are_next_to_each_other(written, override):
     plan = planned(written, override)
@@ -107,6 +109,7 @@ def test_runs_of_a_block_are_next_to_each_other(written, override):
     assert order == sorted(place.values())  # every run once, no run stands for two
 
 
+@few
 @given(written=declarations(), override=OVERRIDE)
 def test_a_confirmation_shares_no_run_with_what_was_declared_whatever_the_override(written, override):
     whole, plan = planned(written), planned(written, override)
@@ -115,6 +118,7 @@ def test_a_confirmation_shares_no_run_with_what_was_declared_whatever_the_overri
         assert fresh.isdisjoint(run.key for stage in (whole, plan) for run in stage.runs())
 
 
+@few
 @given(written=declarations(), blocks=st.integers(0, 7), fewer=st.integers(0, 7), data=st.data())
 def test_a_part_is_the_beginning_of_the_whole(written, blocks, fewer, data):
     plan = planned(written)
@@ -130,6 +134,7 @@ def test_a_part_is_the_beginning_of_the_whole(written, blocks, fewer, data):
     assert plan.up_to(plan.blocks).runs() == [run for run in plan.runs() if run.key in first] or blocks < plan.blocks
 
 
+@few
 @given(written=declarations())
 def test_the_store_gives_the_declaration_back(written):
     for stage in planned(written).stages:
@@ -145,6 +150,7 @@ def test_the_store_gives_the_declaration_back(written):
             assert [design.block_of(run.seed) for run in stage.arms[0].runs] == list(range(stage.blocks))
 
 
+@few
 @given(written=declarations(), first=st.integers(0, 1000))
 def test_another_first_seed_far_enough_away_is_fresh(written, first):
     plan = planned(written | {"first_seed": first})
@@ -156,15 +162,16 @@ def test_another_first_seed_far_enough_away_is_fresh(written, first):
     assert old.isdisjoint(new)
 
 
-@given(written=declarations(), name=st.just("another"))
-def test_independent_arms_share_no_seed_and_move_none_when_one_is_added(written, name):
+@few
+@given(written=declarations())
+def test_independent_arms_share_no_seed_and_move_none_when_one_is_added(written):
     written = written | {"design": "independent"}
     seeds = seeds_of(planned(written))
     flat = [seed for each in seeds.values() for seed in each]
     assert len(set(flat)) == len(flat)
     first = written.get("first_seed", 0)
     assert seeds["control"] == list(range(first, first + len(seeds["control"])))
-    more = written["variants"] | {name: {"model": {"rotary": {"theta": 7.0}}}}
+    more = written["variants"] | {"another": {"model": {"rotary": {"theta": 7.0}}}}
     assert seeds.items() <= seeds_of(planned(written | {"variants": more})).items()
 
 
@@ -257,6 +264,7 @@ def test_an_earlier_form_of_a_base_is_told_what_to_write(old, new, says):
     assert all(part in str(problem) for part in says), problem
 
 
+@few
 @given(value=st.integers() | st.text() | st.lists(st.integers()) | st.dictionaries(st.text("ab"), st.integers()))
 def test_what_is_to_be_written_can_be_written(value):
     """Whatever the old form says, the number of blocks that the message names is one that a file may have."""
