@@ -91,7 +91,8 @@ def promise_of(known: tuple[Known, ...], request: ReproduceRequest) -> Promise:
     first = known[0]
     plan, run = run_of(first.file, first.log.header["command"])
     check_comparable(first.file, first.log.recipe, {**run.recipe.identity(), "seed": run.seed})
-    sigma = plan.decide.sigma if plan.decide.metric == "final/val_loss" else None
+    seeds = plan.decide.seed
+    sigma = seeds.sd if seeds and plan.decide.metric == "final/val_loss" else None
     device = _device(request, first)
     too_large = device.type == "cpu" and run.recipe.num_params >= SMALL_PARAMS
     num_steps = run.recipe.train.num_steps
