@@ -45,7 +45,7 @@ demo: setup  ## a small real ablation on the CPU, to its verdict
 plan: setup  ## what EXP would run, what it costs, what it could see
 	$(PY) -m runners plan $(FILE) $(OPTIONS) $(JOBS_OPTION)
 
-power: setup  ## which effect how many seeds show, on EXP's base
+power: setup  ## which effect how many blocks show, on EXP's base
 	$(PY) -m runners power $(FILE) $(OPTIONS)
 
 baseline: setup  ## the baseline, stopped before its end and resumed, and its training.log (BASE=tiny on a CPU)

@@ -175,7 +175,7 @@ def test_a_newcomer_s_commands(tmp_path):
         runs = client.search_runs([experiment.experiment_id])
         (report,) = [run for run in runs if schema.TAG_REPORT in run.data.tags]
         trained = [run for run in runs if run is not report]
-        assert sorted(run.data.tags[schema.TAG_ARM] for run in trained) == ["again", "control", "mqa", "nope"]
+        assert sorted(run.data.tags[schema.TAG_ARM] for run in trained) == ["control", "mqa", "nope", "twin"]
         assert "| mqa |" in experiment.tags["mlflow.note.content"]
         assert "| mqa |" in report.data.tags["mlflow.note.content"]
     finally:
@@ -190,7 +190,7 @@ def test_the_schema_examples_plan(tmp_path):
     (tmp_path / "example.yaml").write_text(whole)
     plan = load_plan(tmp_path / "example.yaml")
     assert [arm.name for arm in plan.arms if arm.role == "variant"] == ["mha", "mha/params", "mqa", "mqa/params"]
-    assert [len(arm.runs) for arm in plan.arms if arm.role == "variant"] == [3, 3, 5, 5]
+    assert [len(arm.runs) for arm in plan.arms if arm.role == "variant"] == [5, 5, 8, 8]
     (tmp_path / "layers.yaml").write_text(whole.split("match:")[0] + layers)
     arms = {arm.name: arm.recipe.model for arm in load_plan(tmp_path / "layers.yaml").arms}
     assert [arms["nope_every_4"].layer(i).rotary.type for i in (2, 3, 4, 7)] == ["rope", "nope", "rope", "nope"]

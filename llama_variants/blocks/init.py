@@ -50,8 +50,8 @@ def perturb(model: nn.Module, relative: float, seed: int) -> None:
     training amplified. The draws are float32 on the CPU, the same for every device; zeros stay zeros.
     """
     for name, parameter in model.named_parameters() if relative else ():
-        u = _generator(seed, f"{name}/twin").random(tuple(parameter.shape), dtype=np.float32) * 2 - 1
-        parameter.mul_(1 + relative * torch.from_numpy(u).to(parameter.device, parameter.dtype))
+        u = torch.from_numpy(_generator(seed, f"{name}/twin").random(tuple(parameter.shape), dtype=np.float32)) * 2 - 1
+        parameter.mul_(1 + relative * u.to(parameter.device, parameter.dtype))
 
 
 @INIT.register("normal")

@@ -19,7 +19,7 @@ PARTS = {
     "tests": "correctness on the card",
     "bench": "training beside peers, and decoding beside variants",
     "rate": "bracket of the learning rate",
-    "noise": "control seeds, control against itself, known-bad variant",
+    "noise": "blocks of the control, its twin, known-bad variant",
     "five": "the mission's five experiments",
     "baseline": "the baseline and its training.log, twice",
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from analysis.store.schema import Expectation, Role
 from llama_variants.errors import Problem
 from runners.planning.delta import budget, merge
 from runners.planning.diff import difference
-from runners.planning.files import CONTROL, MLP_WIDTH, BaseFile, Delta, Seeds
+from runners.planning.files import CONTROL, MLP_WIDTH, BaseFile, ExperimentFile, VariantDelta
 from runners.planning.matching import match_params
 from runners.planning.recipe import Recipe, TrainConfig, run_key
 
@@ -43,21 +43,23 @@ class PlannedArm:
 class ArmBuilder:
     """Makes the arms of one experiment over one base."""
 
-    def __init__(self, recipe: Recipe, base: BaseFile, declared: Seeds, override: int | None, paired: bool) -> None:
+    def __init__(self, recipe: Recipe, base: BaseFile, asked: ExperimentFile | None, override: int | None) -> None:
         self.recipe = recipe
         self.base = base
         self.override = override
-        self.paired = paired
-        self.declared = declared
-        written = [declared, base.seeds]
-        self.count = {
-            role: next((n for seeds in written if (n := getattr(seeds, role))), 1)
-            for role in ("control", "check", "variant", "budget")
-        }
+        self.independent = asked is not None and asked.design == "independent"
+        self.first_seed = asked.first_seed if asked and asked.first_seed is not None else base.first_seed
+        declared = (asked.looks[-1] if asked and asked.looks else asked and asked.blocks) or base.blocks
+        own = [delta.blocks for delta in asked.variants.values() if delta.blocks] if asked else []
+        most = max(declared, *own, 0)
+        self.looks = asked.looks if asked and not override else ()
+        self.blocks = override or declared
+        self.of_control = override or (declared if self.independent else most)  # a block needs its control
+        self.next_seed = self.first_seed + max(most, override or 0)  # beyond the declared ones, whatever `override` is
 
     def control(self) -> PlannedArm:
         """The base itself."""
-        return self._arm(CONTROL, "control", self.recipe, None, ())
+        return self._arm(CONTROL, "control", self.recipe, None, (), self.of_control)
 
     def checks(self) -> Iterator[PlannedArm]:
         """What the base declares to check the harness."""
@@ -65,10 +67,10 @@ class ArmBuilder:
             recipe, problems = merge(self.recipe, delta)
             assert recipe is not None, "load_base has seen to it"
             assert not problems
-            yield self._arm(name, "check", recipe, delta.expect, (), self.declared.check or delta.seeds)
+            yield self._arm(name, "check", recipe, delta.expect, (), self.blocks)
 
     def variant(
-        self, name: str, delta: Delta, mode: str, expect: Expectation | None
+        self, name: str, delta: VariantDelta, mode: str, expect: Expectation | None
     ) -> tuple[PlannedArm | None, list[Problem]]:
         """A variant in one way of matching; None where it cannot be, or would be the same arm a second time."""
         recipe, problems = merge(self.recipe, delta)
@@ -80,8 +82,9 @@ class ArmBuilder:
             ]
         if problems := list(_not_comparable(self.recipe.train, recipe.train)):
             return None, problems
+        blocks = self.override or delta.blocks or self.blocks
         if mode == "tokens":
-            return self._arm(name, "variant", recipe, expect, (), delta.seeds), []
+            return self._arm(name, "variant", recipe, expect, (), blocks), []
         if recipe.num_params == self.recipe.num_params:
             return None, []  # matched as it is: the same arm a second time would only widen the family
         sets_width = bool(MLP_WIDTH & delta.model.get("mlp", {}).keys())
@@ -90,34 +93,19 @@ class ArmBuilder:
             why = "a variant that sets the MLP width itself" if sets_width else "one that no MLP width can match"
             return None, [Problem(path=("model",), received=why, allowed="match: [tokens] for such a variant")]
         solved = ("model.mlp.intermediate_size",)
-        return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, delta.seeds), []
+        return self._arm(f"{name}/{mode}", "variant", recipe.with_model(model), None, solved, blocks), []
 
     def budgets(self) -> Iterator[PlannedArm]:
         """The control on the base's other numbers of tokens."""
         for factor in self.base.budgets:
-            yield self._arm(f"tokens_{factor:g}x", "budget", budget(self.recipe, factor), None, ())
+            yield self._arm(f"tokens_{factor:g}x", "budget", budget(self.recipe, factor), None, (), self.blocks)
 
-    def fresh(self, arms: list[PlannedArm], declared: Seeds) -> list[PlannedArm]:
-        """The arms again, with seeds that come after their own."""
-        made = []
-        for arm in arms:
-            role: Literal["control", "variant"] = "control" if arm.role == "control" else "variant"
-            after = len(arms[0].runs if self.paired else arm.runs)
-            count = getattr(declared, role) or len(arm.runs)
-            made.append(self._arm(arm.name, role, arm.recipe, arm.expect, arm.solved, count, after))
-        return made
-
-    def pairing_problems(self, arms: list[PlannedArm]) -> list[Problem]:
-        """What keeps the variants from being compared with the control seed by seed."""
-        if not self.paired or screens(arms):
-            return []
-        from analysis.stats.eligibility import MIN_PAIRS  # with pandas, which an unpaired plan does without
-
-        most = len(arms[0].runs)
-        wrong = sorted({n for arm in arms if arm.role == "variant" and not MIN_PAIRS <= (n := len(arm.runs)) <= most})
-        allowed = f"{MIN_PAIRS} or more seeds of a variant, and no more than the control's {most}"
-        received = f"variants with {', '.join(map(str, wrong))}"
-        return [Problem(path=("paired",), received=received, allowed=allowed)] if wrong else []
+    def fresh(self, arms: Iterable[PlannedArm], blocks: int | None) -> tuple[PlannedArm, ...]:
+        """The control and variants again, on blocks that begin at ``next_seed``; as many as the rest has if None."""
+        count = self.override or blocks or self.blocks
+        return tuple(
+            self._arm(arm.name, arm.role, arm.recipe, arm.expect, arm.solved, count, self.next_seed) for arm in arms
+        )
 
     def _arm(
         self,
@@ -126,13 +114,12 @@ class ArmBuilder:
         recipe: Recipe,
         expect: Expectation | None,
         solved: tuple[str, ...],
-        declared: int | None = None,
-        after: int = 0,
+        blocks: int,
+        first_seed: int | None = None,
     ) -> PlannedArm:
-        count = self.override or declared or self.count[role]
         identity = recipe.identity()
-        shared = self.paired and role == "variant"
-        seeds = [seed_of(CONTROL if shared else name, after + index) for index in range(count)]
+        first = self.first_seed if first_seed is None else first_seed
+        seeds = [seed_of(name if self.independent else CONTROL, first + index) for index in range(blocks)]
         runs = tuple(
             PlannedRun(arm=name, role=role, seed=seed, key=run_key(identity, seed), recipe=recipe) for seed in seeds
         )
@@ -148,7 +135,7 @@ class ArmBuilder:
 
 
 def screens(arms: Iterable[PlannedArm]) -> bool:
-    """Whether there is but one seed of everything that is compared, which gives numbers and no verdict."""
+    """Whether there is but one block of everything that is compared, which gives numbers and no verdict."""
     return max(len(arm.runs) for arm in arms if arm.role in ("control", "variant")) == 1
 
 
@@ -162,12 +149,12 @@ def _not_comparable(base: TrainConfig, other: TrainConfig) -> Iterator[Problem]:
         yield Problem(path=("train", "num_steps"), received=received, allowed=f"the base's {base.num_tokens:,} tokens")
 
 
-def seed_of(arm: str, index: int) -> int:
-    """Seed of an arm's run: 0, 1, … for the control, and for the variants of a paired design.
+def seed_of(arm: str, number: int) -> int:
+    """Seed of a run where every arm has seeds of its own, by the arm's name: the control's is ``number`` itself.
 
     For any other arm 31 bits of a hash of its name and number: so no variant shares a seed with the control, and adding
     a variant moves no other variant's seeds.
     """
     if arm == CONTROL:
-        return index
-    return int.from_bytes(hashlib.sha256(f"{arm}/{index}".encode()).digest()[:4], "big") >> 1
+        return number
+    return int.from_bytes(hashlib.sha256(f"{arm}/{number}".encode()).digest()[:4], "big") >> 1

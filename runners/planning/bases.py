@@ -9,7 +9,7 @@ from llama_variants.errors import ConfigError, Problem, check
 from runners.data.config import DataConfig
 from runners.planning import strict_yaml
 from runners.planning.delta import budget, merge
-from runners.planning.files import CONTROL, BaseFile
+from runners.planning.files import CONTROL, BaseFile, with_new_words
 from runners.planning.lookup import find_file, refusal
 from runners.planning.plugins import import_plugins
 from runners.planning.recipe import Recipe, read_eval, read_train
@@ -22,7 +22,7 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     if isinstance(written, dict) and isinstance(name := written.get("data"), str):
         written = written | {"data": named_data(name, file.parent.parent, document).model_dump()}
     head, problems = check(BaseFile, written)
-    problems = document.problems + problems
+    problems = document.problems + with_new_words(problems, written)
     if broken := import_plugins(head.plugins if head else (), file.parent):
         raise refusal(document, problems + broken)
     if (
@@ -46,9 +46,15 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
     if head and model and train and evaluation:
         recipe = Recipe(model=model, data=head.data, train=train, eval=evaluation, plugins=head.plugins)
         problems += list(recipe.problems())
+        known = [(CONTROL, recipe.resolved())]
         for name, delta in head.checks.items():
-            _, found = merge(recipe, delta)
+            checked, found = merge(recipe, delta)
             problems += [problem.under(("checks", name)) for problem in found if problem not in problems]
+            if checked and not found and (twin := next((other for other, its in known if its == checked.resolved()), None)):
+                allowed = "another recipe: the same one on the same seed is the same bits. The control's twin is "
+                allowed += f"`train: {{init_perturbation: {2**-20}}}`"
+                problems.append(Problem(path=("checks", name), received=f"the recipe of {twin!r}", allowed=allowed))
+            known += [(name, checked.resolved())] if checked else []
             if name == CONTROL:
                 problems.append(
                     Problem(

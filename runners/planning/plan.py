@@ -6,7 +6,7 @@ the control with its delta merged in, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from runners.planning.lookup import find_file, refusal
 if TYPE_CHECKING:
     from runners.data.config import Sizes
     from runners.planning.arms import ArmBuilder, PlannedArm, PlannedRun
-    from runners.planning.files import Decide, Delta, ExperimentFile, Mode
+    from runners.planning.files import Decide, ExperimentFile, Mode, Spread, VariantDelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,11 @@ class Plan:
     source: str
     decide: Decide
     arms: tuple[PlannedArm, ...]  # that it runs
-    screen: bool
-    paired: bool = False
+    screen: bool  # one block: numbers, no verdict
+    independent: bool = False  # every arm has seeds of its own; else block i of every arm has seed first_seed + i
+    first_seed: int = 0
+    looks: tuple[int, ...] = ()  # numbers of blocks after which arms are judged, ascending; () is once, after all
+    declared: tuple[PlannedArm, ...] = ()  # of a part (`up_to`), all arms with all of their runs
     budgets: tuple[PlannedArm, ...] = ()  # of the base, which another experiment runs
     confirm: Plan | None = None  # the second stage
     confirms: bool = False  # it is one
@@ -43,15 +46,39 @@ class Plan:
         """This plan, and the one that confirms it where there is one."""
         return (self, self.confirm) if self.confirm else (self,)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the control."""
+        return len(self.arms[0].runs)
+
+    @property
+    def prior(self) -> schema.Prior | None:
+        """What the base knows of the sd that arms are judged by: of a difference within a block, or of a run.
+
+        None where the base states none, or does not say how well it is known.
+        """
+        spread = self.decide.seed if self.independent else self.decide.difference
+        return schema.Prior(sd=spread.sd, df=spread.df, source=spread.source) if spread and spread.df else None
+
+    def up_to(self, blocks: int, without: Container[str] = ()) -> Plan:
+        """The part of this plan that is its first ``blocks`` blocks, with no runs of the arms named in ``without``.
+
+        Its design stays that of the whole declaration. The control stays, whatever ``without`` names.
+        """
+        arms = tuple(
+            replace(arm, runs=arm.runs[:blocks])
+            for arm in self.arms
+            if arm.role == "control" or arm.name not in without
+        )
+        return replace(self, arms=arms, declared=self.declared or self.arms)
+
     def runs(self) -> list[PlannedRun]:
-        """All runs, the arms spread evenly over the sequence, so that a drift of the machine hits all alike."""
-        placed = [
-            ((i + 0.5) / len(arm.runs), j, run) for j, arm in enumerate(self.arms) for i, run in enumerate(arm.runs)
-        ]
-        return [run for _, _, run in sorted(placed, key=lambda item: item[:2])]
+        """All runs, block by block: a drift of the machine then hits all arms of a block alike."""
+        most = max(len(arm.runs) for arm in self.arms)
+        return [arm.runs[block] for block in range(most) for arm in self.arms if block < len(arm.runs)]
 
     def run_of(self, arm: str, index: int) -> PlannedRun:
-        """One run, by its arm and which of the arm's seeds, from 0. Raises ConfigError where there is none."""
+        """One run, by its arm and its block, from 0. Raises ConfigError where there is none."""
         runs = {planned.name: planned.runs for planned in self.arms}
         if arm not in runs:
             raise ConfigError([Problem(path=("arm",), received=repr(arm), allowed=one_of(arm, runs))])
@@ -98,13 +125,14 @@ class Plan:
                     solved=arm.solved,
                     tokens=arm.recipe.train.num_tokens if arm.role == "budget" else None,
                 )
-                for arm in (*self.arms, *self.budgets)
+                for arm in (*(self.declared or self.arms), *self.budgets)
             ),
-            paired=self.paired,
+            independent=self.independent,
+            first_seed=self.first_seed,
+            looks=self.looks,
+            prior=self.prior,
             screen=self.screen,
             confirms=self.confirms,
-            sigma_prior=self.decide.sigma,
-            sigma_source=self.decide.sigma_source,
             source=self.source,
         )
 
@@ -115,18 +143,18 @@ def load_plan(file: FilePath, *, base: str | None = None, seeds: int | None = No
     Args:
         file: the experiment's YAML.
         base: a base to use instead of the one that the file names.
-        seeds: runs of every arm instead of the declared ones; 1 screens, without verdicts.
+        seeds: blocks of every arm instead of the declared ones and their looks; 1 screens, without verdicts.
 
     Raises:
         ConfigError: with every problem of the experiment, or of its base, each with file and line.
     """
     document = strict_yaml.load(file)
-    from runners.planning.files import ExperimentFile  # what can be said without these is said at once
+    from runners.planning.files import ExperimentFile, with_new_words  # what can be said without these is said at once
 
     # A field that is wrong hides no other problem: the rest is read with an acceptable value in its place.
     stand_in = {"name": "unnamed", "version": 1, "question": "?"} | ({"base": base} if base else {})
     head, problems = check(ExperimentFile, document.data, fallback=stand_in)
-    problems = document.problems + problems
+    problems = document.problems + with_new_words(problems, document.data) + (list(head.problems()) if head else [])
     base_name = base or (head.base if head else None)
     if base_name is None:  # nothing to compare the variants with
         raise refusal(document, problems)
@@ -150,7 +178,6 @@ def _on_base(
     """The plan over a base that is there; ``problems`` are told together with those of the variants."""
     from runners.planning.arms import ArmBuilder, screens  # with torch, whose modules the blocks are
     from runners.planning.bases import load_base, named_data
-    from runners.planning.files import Seeds
     from runners.planning.plugins import import_plugins
 
     folder = FilePath(document.file).parent
@@ -169,18 +196,18 @@ def _on_base(
             problems += unfit
         else:
             control = asked
-        decide = decide.model_copy(update={"sigma_source": f"{decide.sigma_source}; on the base's own data"})
+        decide = _of_other_data(decide)
     plugins = head.plugins if head else ()
     if broken := import_plugins(plugins, folder):  # whatever its blocks are used for would be a problem too
         raise refusal(document, problems + broken)
     control = replace(control, plugins=tuple(dict.fromkeys((*control.plugins, *plugins))))
-    builder = ArmBuilder(control, base_file, head.seeds if head else Seeds(), seeds, bool(head and head.paired))
+    builder = ArmBuilder(control, base_file, head, seeds)
     arms, budgets = [builder.control(), *builder.checks()], list(builder.budgets())
     written = _variants(document)
     variants, found = _variant_arms(builder, head, written, [*arms, *budgets])
     arms += variants
     by_name = {arm.name: arm for arm in variants}
-    problems += found + builder.pairing_problems(arms)
+    problems += found
     problems += _strangers(head, written, by_name) if head else []
     if problems:
         raise refusal(document, problems)
@@ -193,16 +220,26 @@ def _on_base(
         decide=decide,
         arms=(*arms, *(budgets if head.budgets else ())),
         screen=screens(arms),
-        paired=head.paired,
+        independent=builder.independent,
+        first_seed=builder.first_seed,
+        looks=builder.looks,
         budgets=() if head.budgets else tuple(budgets),
     )
     if head.confirm is None:
         return plan
     confirmed = [by_name[name] for name in dict.fromkeys(head.confirm.variants)]
-    fresh = builder.fresh([arms[0], *confirmed], head.confirm.seeds)
-    if problems := builder.pairing_problems(fresh):
-        raise refusal(document, [problem.under(("confirm",)) for problem in problems])
-    return replace(plan, confirm=replace(plan, arms=tuple(fresh), confirms=True))
+    fresh = builder.fresh([arms[0], *confirmed], head.confirm.blocks)
+    confirm = replace(plan, arms=fresh, screen=screens(fresh), first_seed=builder.next_seed, looks=(), confirms=True)
+    return replace(plan, confirm=confirm)
+
+
+def _of_other_data(decide: Decide) -> Decide:
+    """The base's way to judge, with spreads that say that they were measured on its own data."""
+
+    def said(spread: Spread | None) -> Spread | None:
+        return spread and spread.model_copy(update={"source": f"{spread.source}; on the base's own data"})
+
+    return decide.model_copy(update={"difference": said(decide.difference), "seed": said(decide.seed)})
 
 
 def _variant_arms(
@@ -259,10 +296,10 @@ def _strangers(head: ExperimentFile, written: Mapping[str, Any], arms: Iterable[
             )
 
 
-def _salvage(raw: object) -> Delta:
+def _salvage(raw: object) -> VariantDelta:
     """The readable sections of a variant whose mapping has other problems, so that these sections are checked too."""
-    from runners.planning.files import Delta
+    from runners.planning.files import VariantDelta
 
     sections = raw if isinstance(raw, dict) else {}
     model, train = (value if isinstance(value := sections.get(key), dict) else {} for key in ("model", "train"))
-    return Delta(model=model, train=train)
+    return VariantDelta(model=model, train=train)

@@ -86,7 +86,7 @@ class OnExperiment:
 
     experiment: Path
     base: str | None
-    seeds: int | None  # runs of every arm
+    seeds: int | None  # blocks of every arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     """Those of :class:`OnExperiment`."""
     parser.add_argument("experiment", type=Path, help="an experiment's YAML")
     parser.add_argument("--base", help="a base to use instead of the experiment's own, e.g. tiny")
-    parser.add_argument("--seeds", type=seeds, help="runs of every arm; 1 screens, without verdicts")
+    parser.add_argument("--seeds", type=seeds, help="blocks of every arm; 1 screens, without verdicts")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -165,11 +165,11 @@ def nats(text: str) -> float:
 
 
 def seeds(text: str) -> int:
-    """A number of seeds that the tracking store can hold, typed."""
-    from runners.planning.files import MAX_SEEDS
+    """A number of blocks that the tracking store can hold, typed."""
+    from runners.planning.files import MAX_BLOCKS
 
-    if positive(text) > MAX_SEEDS:
-        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_SEEDS}")
+    if positive(text) > MAX_BLOCKS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_BLOCKS}")
     return int(text)
 
 

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from llama_variants import ConfigError, build_model
-from llama_variants.blocks.init import _fill_normal, normal_by_name
+from llama_variants.blocks.init import _fill_normal, normal_by_name, perturb
 from llama_variants.model import LlamaForCausalLM
 from llama_variants.registry import HEAD
 from llama_variants.variant import LlamaVariantConfig
@@ -159,3 +162,55 @@ def test_threads_change_no_bit(threads):
         _fill_normal(half, TINY.init.std, 3, name)
         assert torch.equal(turned, expected)
         assert torch.equal(half, expected.bfloat16())
+
+
+TWIN = 2**-20
+"""How far a twin's initial values are moved, relatively: in the last bits of a float32."""
+
+
+def twin(model: LlamaForCausalLM, seed: int, relative: float = TWIN) -> dict[str, torch.Tensor]:
+    perturb(model, relative, seed)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("variant", EVERY_MODEL.values(), ids=EVERY_MODEL.keys())
+def test_a_twin_starts_in_the_last_bits_of_the_run(variant):
+    """Whatever the blocks: every parameter, scalars and biases too, by at most 2^-20 and the product's rounding."""
+    before = build_model(variant, seed=3).state_dict()
+    after = twin(build_model(variant, seed=3), seed=3)
+    for name, value in before.items():
+        moved, size = (after[name].double() - value.double()).abs(), value.double().abs()
+        assert (moved <= size * (TWIN + 2**-23)).all(), name
+        if size.any():
+            assert moved.any(), name
+
+
+@given(
+    shape=st.sampled_from([(), (1,), (7,), (3, 5)]),
+    seed=st.integers(0, 2**31),
+    relative=st.sampled_from([2.0**-23, TWIN, 1e-3]),
+)
+def test_a_twin_is_a_function_of_seed_and_name_and_leaves_zeros(shape, seed, relative):
+    def made(*names: str, seed: int = seed) -> dict[str, torch.Tensor]:
+        ones = nn.ParameterDict({name: nn.Parameter(torch.ones(1024, *shape)) for name in names})
+        zero = nn.ParameterDict({"zero": nn.Parameter(torch.zeros(shape))})
+        model = nn.ModuleDict({"ones": ones, "zero": zero})
+        perturb(model, relative, seed)
+        assert not model["zero"]["zero"].any()
+        return {name: ones[name].detach() for name in names}
+
+    first, alone = made("a", "b"), made("b")
+    assert torch.equal(first["b"], alone["b"])  # nothing else of the model bears on it
+    assert not torch.equal(first["a"], first["b"])
+    assert not torch.equal(first["b"], made("b", seed=seed + 1)["b"])
+    assert (first["a"] - 1).abs().max() <= relative
+    if relative > 2**-21:  # below, some of what is drawn rounds to no move at all
+        share = (first["a"] > 1).double().mean().item()
+        assert share == pytest.approx(0.5, abs=0.1)  # to either side
+
+
+def test_no_perturbation_moves_no_bit():
+    model = build_model(TINY, seed=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    after = twin(model, seed=3, relative=0.0)
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -46,9 +46,9 @@ train:
   deterministic: false
 eval: {every_steps: 10, num_windows: 8, probes: {loss: {}}}
 decide: {metric: final/val_loss, alpha: 0.05, margin: 0.05}
-seeds: {control: 3, check: 2, variant: 2}
+blocks: 3
 checks:
-  again: {expect: same}
+  twin: {train: {init_perturbation: 9.5367431640625e-07}, expect: same}
 """
 
 MICRO_EXPERIMENT = """

@@ -16,11 +16,11 @@ FEWER = {
         "warmup_steps: 60": "warmup_steps: 4",
         "every_steps: 200": "every_steps: 20",
         "num_windows: 512": "num_windows: 32",
-        "seeds: {control: 8, check: 3, variant: 3, budget: 4}": "seeds: {control: 2, check: 1, variant: 1, budget: 1}",
+        "blocks: 6": "blocks: 2",
     },
-    "experiments/controls.yaml": {"{control: 8, check: 4}": "{control: 2, check: 1}"},
-    "experiments/learning_rate_8m.yaml": {"{control: 3, variant: 2}": "{control: 2, variant: 1}"},
-    "experiments/head_grouping.yaml": {"{control: 8, variant: 8}": "{control: 2, variant: 1}"},
+    "experiments/controls.yaml": {"blocks: 8": "blocks: 2"},
+    "experiments/learning_rate_8m.yaml": {"blocks: 3": "blocks: 2"},
+    "experiments/head_grouping.yaml": {"blocks: 8": "blocks: 2"},
 }
 
 

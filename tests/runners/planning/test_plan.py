@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from llama_variants import ConfigError, ModelConfig, build_model
-from runners.planning.arms import seed_of
 from runners.planning.bases import load_base, load_data
 from runners.planning.plan import load_plan
 from tests.conftest import ROOT
@@ -112,16 +109,6 @@ def test_a_layer_s_difference_is_held_against_the_control_s_value():
     assert flops == sorted(flops)
 
 
-def test_runs_are_interleaved_and_seeds_disjoint():
-    plan = load_plan(ROOT / "experiments/demo.yaml")
-    order = [run.arm for run in plan.runs()]
-    assert {"control", "again", "nope", "mlp_eighth"} == set(order[:5])
-    control = {run.seed for run in plan.arms[0].runs}
-    for arm in plan.arms[1:]:
-        assert control.isdisjoint(run.seed for run in arm.runs)
-    assert len({run.seed for run in plan.runs()}) == len(plan.runs())
-
-
 def test_screening_and_seed_override():
     plan = load_plan(ROOT / "experiments/demo.yaml", seeds=1)
     assert plan.screen
@@ -131,24 +118,18 @@ def test_screening_and_seed_override():
     assert {run.key for run in plan.runs()} <= {run.key for run in full.runs()}  # a screen is not wasted
 
 
-def test_a_variant_with_seeds_of_its_own_is_no_screen(project):
-    edit(project, "seeds: {control: 3, check: 2, variant: 2}", "seeds: {control: 1, check: 1, variant: 1}", BASE)
+def test_a_variant_with_blocks_of_its_own_is_no_screen(project):
+    edit(project, "blocks: 3", "blocks: 1", BASE)
     file = project / "experiments/micro_theta.yaml"
     assert load_plan(file).screen
-    edit(project, "  theta_100: {", "  theta_100: {seeds: 2, ")
+    edit(project, "  theta_100: {", "  theta_100: {blocks: 2, ")
     assert not load_plan(file).screen
+    assert {arm: len(runs) for arm, runs in keys(project).items()} == {"control": 2, "twin": 1, "theta_100": 2}
 
 
 def test_the_name_of_a_second_stage_is_taken(project):
     with pytest.raises(ConfigError, match="NAME-confirm is the second stage of NAME"):
         load_plan(edit(project, "name: micro-theta", "name: micro-theta-confirm"))
-
-
-@given(name=st.text("abc_/", min_size=1), index=st.integers(0, 100))
-def test_seeds_are_a_function_of_name_and_number(name, index):
-    assert seed_of("control", index) == index
-    assert 0 <= seed_of(name, index) < 2**31
-    assert seed_of(name, index) != seed_of(name, index + 1)
 
 
 def edit(project: Path, old: str, new: str, file: str = "experiments/micro_theta.yaml") -> Path:
@@ -263,14 +244,23 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
         (HEAD.replace("base: micro", "base: mirco"), "did you mean 'micro'"),
         (HEAD.replace("version: 1", "version: 2"), "allowed: 1"),
         (HEAD.replace("name: bad", "name: a/b"), "such as mlp_half"),
-        (HEAD + "sedes: {control: 3}\n", "did you mean 'seeds'"),
-        (HEAD + "seeds: {control: 0}\n", "at least 1"),
-        (HEAD + "seeds: {contorl: 3}\n", "did you mean 'control'"),
+        (HEAD + "block: 3\n", "did you mean 'blocks'"),
+        (HEAD + "blocks: 0\n", "at least 1"),
+        (HEAD + "blocks: [0, 1, 2]\n", "a whole number"),
+        (HEAD + "first_seed: -1\n", "at least 0"),
+        (HEAD + "looks: []\n", "at least 1"),
+        (HEAD + "looks: [1, 3]\n", "at least 2"),
+        (HEAD + "looks: [3, 3]\n", "ascending numbers of blocks"),
+        (HEAD + "looks: [5, 3]\n", "ascending numbers of blocks"),
+        (HEAD + "looks: [3, 201]\n", "at most 200"),
+        (HEAD + "looks: 3\n", "a list, such as"),
+        (HEAD + "blocks: 5\nlooks: [3, 8]\n", "blocks: received 5; allowed: 8, the last of `looks`"),
+        (HEAD + "design: paired\n", "'blocks' or 'independent'"),
         (HEAD + "variants: {a: {}}\n", "at least one changed value"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 10000.0}}}}\n", "at least one changed value"),
         (
-            HEAD + "variants: {again: {model: {rotary: {theta: 3.0}}}}\n",
-            "differs from the base's 'again' in more than case",
+            HEAD + "variants: {twin: {model: {rotary: {theta: 3.0}}}}\n",
+            "differs from the base's 'twin' in more than case",
         ),
         (HEAD + "variants: {a: {modle: {rotary: {theta: 3.0}}}}\n", "did you mean 'model'"),
         (HEAD + "variants: {a: {train: {lrr: 3.0}}}\n", "did you mean 'lr'"),
@@ -290,7 +280,7 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
             HEAD + "match: [params]\nvariants: {a: {model: {layers: {0-1: {mlp: {intermediate_size: 8}}}}}}\n",
             "no MLP width can match",
         ),
-        (HEAD + "seeds: {control: 201}\n", "at most 200"),
+        (HEAD + "blocks: 201\n", "at most 200"),
         (HEAD + f"variants: {{a: {{train: {{lr: {'9' * 5000}}}}}}}\n", "plain values"),
         (HEAD + "variants: " + "[" * 3000 + "\n", "nested too deep"),
         (HEAD + "match: [params]\nvariants: {a: {model: {mlp: {expansion: 2}}}}\n", "match: [tokens]"),
@@ -299,13 +289,14 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
         (HEAD + "variants: {a: {model: {rotary: {theta: true}}}}\n", "received True"),
         (HEAD + "variants: {a: {model: {rotary: {theta: .inf}}}}\n", "a finite number"),
         (HEAD + "variants: {a: {model: [1]}}\n", "mapping"),
-        (HEAD + THETA + "paired: true\n", "5 or more seeds of a variant, and no more than the control's 3"),
-        (HEAD + THETA + "paired: true\nseeds: {control: 5, variant: 6}\n", "received variants with 6"),
         (HEAD + THETA + "confirm: {variants: [b]}\n", "unknown variant 'b'"),
-        (HEAD + THETA + "confirm: {variants: [again]}\n", "unknown variant 'again'"),
+        (HEAD + THETA + "confirm: {variants: [twin]}\n", "unknown variant 'twin'"),
         (HEAD + THETA + "confirm: {variants: []}\n", "at least 1"),
-        (HEAD + THETA + "confirm: {variants: [a], seeds: {variant: 0}}\n", "at least 1"),
-        (HEAD + THETA + "paired: 'yes'\n", "true or false"),
+        (HEAD + THETA + "confirm: {variants: [a], blocks: 0}\n", "at least 1"),
+        (
+            HEAD + THETA.replace("{model", "{blocks: 4, model") + "looks: [2, 3]\n",
+            "variants.a.blocks: received 4; allowed: 3",
+        ),
     ],
 )
 def test_single_mistakes(project, text, says):
@@ -315,13 +306,13 @@ def test_single_mistakes(project, text, says):
 
 
 def test_a_wrong_head_hides_no_problem_of_a_variant(project):
-    """Neither a missing version nor seeds of the wrong kind keep the base from being read."""
+    """Neither a missing version nor blocks of the wrong kind keep the base from being read."""
     found = problems(
         project,
         "name: bad\n"
         "question: what?\n"
         "base: micro\n"
-        'seeds: {control: "two"}\n'
+        'blocks: "two"\n'
         "variants:\n"
         "  a: {model: {attention: {type: gqaa}}}\n"
         "  b: {model: {attention: {num_attention_heads: 9, queries_per_kv: 2}}}\n"
@@ -329,7 +320,7 @@ def test_a_wrong_head_hides_no_problem_of_a_variant(project):
     )
     assert [problem.partition("received")[0].partition("bad.yaml:")[2] for problem in found] == [
         "1: version: ",
-        "4: seeds.control: ",
+        "4: blocks: ",
         "6: variants.a.model.attention.type: ",
         "7: variants.b.model.attention.queries_per_kv: ",
         "8: variants.c.model.norm.esp: ",
@@ -385,7 +376,7 @@ def test_an_arm_that_matching_makes_equal_names_its_twin(project):
     assert "variants.b: received the recipe of 'a/params' again" in found
 
 
-@pytest.mark.parametrize("other", ["A", "CONTROL", "Again"])
+@pytest.mark.parametrize("other", ["A", "CONTROL", "Twin"])
 def test_names_that_differ_in_case_alone_are_refused(project, other):
     (found,) = problems(project, HEAD + f"variants: {{a: {{train: {{lr: 2e-2}}}}, {other}: {{train: {{lr: 3e-2}}}}}}\n")
     assert f"variants.{other}: received the name '{other}'" in found
@@ -410,49 +401,35 @@ def test_an_experiment_anywhere_finds_the_project_s_bases(tmp_path, monkeypatch)
     assert load_plan(file).arms[0].recipe == load_base(ROOT / "experiments/base/tiny.yaml")[1]
 
 
-def test_paired_variants_take_the_controls_seeds(project):
-    edit(project, "base: micro", "base: micro\npaired: true\nseeds: {control: 6, variant: 5}")
+def test_a_confirmation_has_fresh_blocks_and_a_name_of_its_own(project):
+    before = keys(project)
+    edit(project, "base: micro", "base: micro\nconfirm: {variants: [theta_100], blocks: 4}")
     plan = load_plan(project / "experiments/micro_theta.yaml")
-    arms = {arm.name: [run.seed for run in arm.runs] for arm in plan.arms}
-    assert arms["control"] == [0, 1, 2, 3, 4, 5]
-    assert arms["theta_100"] == [0, 1, 2, 3, 4]
-    assert set(arms["again"]).isdisjoint(arms["control"])
-    assert plan.design().paired
-
-
-def test_a_confirmation_has_fresh_seeds_and_a_name_of_its_own(project):
-    unpaired = keys(project)
-    edit(project, "base: micro", "base: micro\nconfirm: {variants: [theta_100], seeds: {control: 4, variant: 3}}")
-    plan = load_plan(project / "experiments/micro_theta.yaml")
-    assert keys(project) == unpaired  # the first stage is what it was
+    assert keys(project) == before  # the first stage is what it was
     first, second = plan.stages
-    assert [(arm.name, len(arm.runs)) for arm in second.arms] == [("control", 4), ("theta_100", 3)]
-    assert [run.seed for run in second.arms[0].runs] == [3, 4, 5, 6]
-    seen = {(run.recipe.num_params, run.key) for run in first.runs()}
-    assert seen.isdisjoint((run.recipe.num_params, run.key) for run in second.runs())
+    assert {arm.name: [run.seed for run in arm.runs] for arm in second.arms} == {
+        "control": [3, 4, 5, 6],
+        "theta_100": [3, 4, 5, 6],
+    }
+    assert (second.first_seed, second.design().block_of(5)) == (3, 2)
     assert (first.design().experiment, second.design().experiment) == ("micro-theta-micro", "micro-theta-confirm-micro")
     assert (first.design().confirms, second.design().confirms) == (False, True)
-    edit(project, "confirm:", "paired: true\nseeds: {control: 6, variant: 5}\nconfirm:")
-    edit(project, "seeds: {control: 4, variant: 3}}", "seeds: {control: 7, variant: 5}}")
-    control, theta = load_plan(project / "experiments/micro_theta.yaml").stages[1].arms
-    assert [run.seed for run in control.runs] == [6, 7, 8, 9, 10, 11, 12]
-    assert [run.seed for run in theta.runs] == [6, 7, 8, 9, 10]
+    edit(project, "blocks: 4}", "blocks: 1}\nlooks: [2, 4]")
+    first, second = load_plan(project / "experiments/micro_theta.yaml").stages
+    assert (first.looks, second.looks) == ((2, 4), ())  # a confirmation is judged once
+    assert (first.screen, second.screen) == (False, True)
+    assert second.first_seed == 4
 
 
 def test_budgets_are_the_control_on_other_numbers_of_tokens(project):
     before = keys(project)
-    edit(
-        project,
-        "seeds: {control: 3,",
-        "budgets: [2, 0.5]\nseeds: {control: 3, budget: 2,",
-        "experiments/base/micro.yaml",
-    )
+    edit(project, "blocks: 3", "budgets: [2, 0.5]\nblocks: 3", BASE)
     assert keys(project) == before  # not run by every experiment …
     plan = load_plan(project / "experiments/micro_theta.yaml")
     design = plan.design()
     assert [(arm.name, arm.tokens, len(arm.run_keys)) for arm in design.budgets] == [
-        ("tokens_2x", 7680, 2),
-        ("tokens_0.5x", 1920, 2),
+        ("tokens_2x", 7680, 3),
+        ("tokens_0.5x", 1920, 3),
     ]
     edit(project, "base: micro", "base: micro\nbudgets: true")
     running = load_plan(project / "experiments/micro_theta.yaml")  # … but by the one that says so
@@ -470,9 +447,7 @@ def test_budgets_are_the_control_on_other_numbers_of_tokens(project):
     [("[1]", "other than 1"), ("[2, 2]", "once"), ("[0.07]", "warmup"), ("[17]", "16"), ("2", "a list, such as")],
 )
 def test_impossible_budgets_are_refused(project, budgets, says):
-    file = edit(
-        project, "seeds: {control: 3,", f"budgets: {budgets}\nseeds: {{control: 3,", "experiments/base/micro.yaml"
-    )
+    file = edit(project, "blocks: 3", f"budgets: {budgets}\nblocks: 3", BASE)
     with pytest.raises(ConfigError, match=says):
         load_plan(file)
 
@@ -485,21 +460,21 @@ def test_a_variant_with_a_problem_is_no_unknown_variant(project):
 
 def test_a_match_that_is_met_already_adds_no_arm(project):
     edit(project, "variants:", "match: [tokens, params]\nvariants:")
-    assert list(keys(project)) == ["control", "again", "theta_100"]
+    assert list(keys(project)) == ["control", "twin", "theta_100"]
 
 
-def test_an_experiment_s_seeds_win_over_its_base_s(project):
-    edit(project, "again: {expect: same}", "again: {expect: same, seeds: 5}", "experiments/base/micro.yaml")
-    assert len(keys(project)["again"]) == 5
-    edit(project, "base: micro", "base: micro\nseeds: {check: 4, control: 1}")
-    assert {arm: len(runs) for arm, runs in keys(project).items()} == {"control": 1, "again": 4, "theta_100": 2}
-    assert not load_plan(project / "experiments/micro_theta.yaml").screen
+def test_an_experiment_s_blocks_win_over_its_base_s(project):
+    edit(project, "blocks: 3", "blocks: 3\nfirst_seed: 50", BASE)
+    assert load_plan(project / "experiments/micro_theta.yaml").first_seed == 50
+    edit(project, "base: micro", "base: micro\nblocks: 4\nfirst_seed: 0")  # 0 is said, too
+    plan = load_plan(project / "experiments/micro_theta.yaml")
+    assert (plan.blocks, plan.first_seed) == (4, 0)
 
 
 def test_every_problem_of_a_base_has_its_line(project):
     file = edit(
         project,
-        "again: {expect: same}",
+        "twin: {train: {init_perturbation: 9.5367431640625e-07}, expect: same}",
         "control: {expect: same, model: {rotary: {tehta: 1.0}}}",
         "experiments/base/micro.yaml",
     )
@@ -553,6 +528,8 @@ def test_data_in_a_file_of_its_own_is_the_same_data(project, monkeypatch):
 def test_an_experiment_may_ask_on_other_data(project, monkeypatch):
     monkeypatch.chdir(project)
     file = project / "experiments/micro_theta.yaml"
+    spread = "{sd: 0.02, df: 9, low: 0.01, high: 0.03, source: measured}"
+    edit(project, "margin: 0.05}", f"margin: 0.05, difference: {spread}}}", BASE)
     before = load_plan(file)
     name_data(project)
     (project / "experiments/data/fewer.yaml").write_text(DATA.replace("train-*", "train-0*"))
@@ -560,7 +537,9 @@ def test_an_experiment_may_ask_on_other_data(project, monkeypatch):
     plan = load_plan(file)
     assert {run.recipe.data.source.train for run in plan.runs()} == {("text/train-0*.txt",)}
     assert {run.key for run in plan.runs()}.isdisjoint(run.key for run in before.runs())
-    assert plan.decide.sigma_source.endswith("on the base's own data")
+    assert plan.prior is not None
+    assert before.prior is not None
+    assert plan.prior.source == f"{before.prior.source}; on the base's own data"
 
 
 def test_other_data_must_fit_the_base_s_model(project):
@@ -620,11 +599,11 @@ def test_all_layers_norms_are_not_the_last_norm_too(project):
 
 
 def test_an_unknown_base_hides_nothing_that_the_head_alone_shows(project):
-    found = problems(project, "name: bad\nversion: one\nquestion: what?\nbase: mircro\nseeds: {control: two}\n" + THETA)
+    found = problems(project, "name: bad\nversion: one\nquestion: what?\nbase: mircro\nblocks: two\n" + THETA)
     assert [problem.partition("bad.yaml:")[2].partition(" received")[0] for problem in found] == [
         "2: version:",
         "4: base:",
-        "5: seeds.control:",
+        "5: blocks:",
     ]
 
 

@@ -55,7 +55,7 @@ def test_what_the_text_is_too_little_for_ends_in_2(here, capsys, verb, old, new,
     error = capsys.readouterr().err
     assert "micro-theta on micro: 1 problem, nothing was run" in error
     assert says in error
-    assert "(control, again, theta_100)" in error
+    assert "(control, twin, theta_100)" in error
     assert sorted(here.rglob("*")) == before
 
 
@@ -110,10 +110,7 @@ def test_an_arm_that_alone_sees_too_much_is_named(here, capsys):
     assert train
     steps = int(MAX_EPOCHS * (train // 32 * 32) / 128 / 2)
     change("num_steps: 30", f"num_steps: {steps}")
-    change(
-        "seeds: {control: 3, check: 2, variant: 2}",
-        "seeds: {control: 3, check: 2, variant: 2, budget: 2}\nbudgets: [3]",
-    )
+    change("blocks: 3", "blocks: 3\nbudgets: [3]")
     file = Path(EXPERIMENT)
     assert main(["plan", EXPERIMENT]) == 0
     file.write_text(file.read_text() + "budgets: true\n")
@@ -212,7 +209,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_it_has_tokenized(he
     if not fits:
         error = capsys.readouterr().err
         assert (
-            f"model.vocab_size: received 300 (control, again, theta_100); allowed: at least the tokenizer's {num_ids}"
+            f"model.vocab_size: received 300 (control, twin, theta_100); allowed: at least the tokenizer's {num_ids}"
             in error
         )
         assert not Path("cache/corpora").exists()

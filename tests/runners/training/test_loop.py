@@ -122,6 +122,15 @@ def losses(rows: list[dict]) -> list[float]:
     return [row["metrics"]["train/loss"] for row in rows]
 
 
+def test_a_twin_differs_by_what_rounding_becomes_and_repeats_its_bits(recipe):
+    moved = replace(recipe, train=recipe.train.model_copy(update={"init_perturbation": 2**-20}))
+    run, twin, repeated = (losses(trained(one, name)) for one, name in ((recipe, "a"), (moved, "b"), (moved, "c")))
+    assert twin == repeated
+    assert twin != run
+    assert twin[0] == pytest.approx(run[0], rel=1e-6)
+    assert twin[-1] == pytest.approx(run[-1], rel=1e-3)  # in 30 steps rounding does not carry far
+
+
 def test_deterministic_holds_for_compiled_code_too_and_changes_no_cpu_loss(recipe):
     try:
         fixed = replace(recipe, train=recipe.train.model_copy(update={"deterministic": True}))
