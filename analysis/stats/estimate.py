@@ -110,6 +110,11 @@ def in_family(estimates: Mapping[str, Estimate], size: int) -> dict[str, Estimat
     return adjusted
 
 
+def looks_until(looks: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """The looks of an arm with this many blocks: those before its last block, and one after it."""
+    return (*(look for look in looks if look < blocks), blocks)
+
+
 def shares(looks: Sequence[int]) -> tuple[float, ...]:
     """What each look may spend of alpha: in proportion to the blocks that it adds.
 
@@ -123,7 +128,12 @@ def programme_p(p_adj: float, order: int) -> float:
 
     These shares add up to 1 over any number of experiments, so a false alarm anywhere in the programme has chance alpha
     at most, though all experiments share their control's runs.
+
+    Raises:
+        ValueError: for an order below 1.
     """
+    if order < 1:
+        raise ValueError(f"experiments are counted from 1: this one cannot be number {order}")
     return min(1.0, order * (order + 1) * p_adj)
 
 
@@ -131,11 +141,13 @@ def fit_prior(variances: Sequence[float], dfs: Sequence[float], source: str) -> 
     """The prior of arms with these variances, by moments of their logarithms (Smyth 2004, section 6.2).
 
     Raises:
-        ValueError: for fewer than three arms.
+        ValueError: for fewer than three arms, or an arm whose variance or degrees of freedom are not positive numbers.
     """
     v, d = np.asarray(variances, float), np.asarray(dfs, float)
     if len(v) < 3:
         raise ValueError(f"a prior takes the variances of three arms or more, not of {len(v)}")
+    if not (np.isfinite(v) & np.isfinite(d) & (v > 0) & (d > 0)).all():
+        raise ValueError("a prior takes variances and degrees of freedom that are positive numbers")
     e = np.log(v) - special.digamma(d / 2) + np.log(d / 2)
     excess = float(((e - e.mean()) ** 2).sum() / (len(e) - 1) - special.polygamma(1, d / 2).mean())
     if excess <= special.polygamma(1, MOST_PRIOR_DF / 2):  # the arms hardly differ
