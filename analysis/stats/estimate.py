@@ -162,9 +162,11 @@ def fit_prior(variances: Sequence[float], dfs: Sequence[float], source: str) -> 
 def outliers(values: np.ndarray) -> list[int]:
     """Positions that the others make unlikely: deleted residuals, t with one degree less, Bonferroni over all."""
     n = len(values)
+    if n < OUTLIERS_FROM:
+        return []
     residuals = values - values.mean()
     squares = float(residuals @ residuals)
-    if n < OUTLIERS_FROM or not squares > 0:
+    if not squares > 0:
         return []
     leaned = residuals**2 / (1 - 1 / n)
     rest = np.maximum(squares - leaned, 1e-12 * squares) / (n - 2)
