@@ -96,7 +96,10 @@ def test_independent_runs_get_welchs_statistic_on_the_degrees_of_the_smaller_sid
 @given(LOSSES, LOSSES, PRIORS)
 def test_independent_runs_are_moderated_side_by_side(control, values, prior):
     estimate = independent(control, values, prior)
-    parts = [(prior.df * prior.sd**2 + float(((x - x.mean()) ** 2).sum())) / (prior.df + len(x) - 1) for x in (control, values)]
+    parts = [
+        (prior.df * prior.sd**2 + float(((x - x.mean()) ** 2).sum())) / (prior.df + len(x) - 1)
+        for x in (control, values)
+    ]
     assert estimate.se == pytest.approx(math.sqrt(parts[0] / len(control) + parts[1] / len(values)))
     assert estimate.df == pytest.approx(prior.df + min(len(control), len(values)) - 1)
 

@@ -107,7 +107,9 @@ def test_power_rises_with_the_effect_and_has_no_unit(n, family, sd, effect):
 def test_looks_that_end_with_the_blocks_are_the_same_said_or_not():
     said, unsaid = Layout(8, 1, ALPHA, (3, 5, 8), TRUE), Layout(8, 1, ALPHA, (3, 5), TRUE)
     assert detectable_effect(SD, said) == detectable_effect(SD, unsaid)
-    assert detectable_effect(SD, Layout(8, 1, ALPHA, (8, 12), TRUE)) == detectable_effect(SD, Layout(8, 1, ALPHA, (), TRUE))
+    assert detectable_effect(SD, Layout(8, 1, ALPHA, (8, 12), TRUE)) == detectable_effect(
+        SD, Layout(8, 1, ALPHA, (), TRUE)
+    )
 
 
 @pytest.mark.parametrize("prior", [None, TRUE])
