@@ -34,12 +34,16 @@ def design(*arms: Arm, control: int = 4, **fields) -> Design:
 
 
 def frame(values: Mapping[str, Sequence[float]], plan: Design, seeds: Mapping[str, Sequence[int]] = {}) -> pd.DataFrame:
-    """Finished runs of one stratum with the given final losses; every run its own seed unless told otherwise."""
+    """Finished runs of one stratum with the given final losses.
+
+    Run i of every arm is of block i, by its seed, unless told otherwise; where seeds are independent each is its own.
+    """
     rows = []
     for declared in plan.arms:
         for i, loss in enumerate(values.get(declared.name, ())):
             key = declared.run_keys[i]
-            seed = seeds[declared.name][i] if declared.name in seeds else len(rows)
+            own = len(rows) if plan.independent else plan.first_seed + i
+            seed = seeds[declared.name][i] if declared.name in seeds else own
             head = (f"id-{key}", key, declared.name, declared.role, seed, "FINISHED", "device=cpu threads=1")
             began = pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=i)
             values_of = (*head, "d1", True, began, began + pd.Timedelta(minutes=1), None, None, 1)
