@@ -1,309 +1,322 @@
-"""How often the verdicts are right: on simulated experiments, and on real runs dealt into experiments.
+"""How often the verdicts are right: on simulated experiments, with normal noise and with that of real runs.
 
-The simulation draws final losses, not training runs: what it tests is the statistics. Its cases with equal noise show
-whether false alarms, coverage and power are what they are said to be; the others break an assumption on purpose and
-compare pooling alone (Dunnett's test, nothing checked) with the whole procedure.
+The simulation draws final losses, not training runs: what it tests is the statistics. It takes the verdicts' own steps
+for thousands of experiments at a time (the tests compare the two), first where all assumptions hold, then where one is
+broken on purpose.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import repeat
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
-from analysis.stats import dunnett
-from analysis.stats.compare import compare
-from analysis.stats.estimate import Noise, bonferroni, family, paired
-from analysis.stats.power import call_chance, detectable_effect, detectable_effect_paired, sigma_interval
-from analysis.store.load import FINAL_METRICS, RUN_COLUMNS
-from analysis.store.schema import Arm, Design
+from analysis.stats.estimate import fit_prior, moderate, programme_p, shares, t_quantile
+from analysis.stats.power import Layout, detectable_effect
+from analysis.store.schema import Prior
 
 ALPHA = 0.05
-TRIALS = 2000
-RATES = ("alarms", "coverage", "power", "naive_alarms")
+TRIALS = 20_000
+EARLIER = (8, 12)  # arms and blocks of the experiments that a learned prior comes from
+MEASURED = (0.98, 0.92, 0.83, 0.82, 0.68, 0.70)  # seed correlations of `tiny`'s variants: see experiments/LOG.md
+TYPICAL = Prior(sd=0.57, df=4.5, source="tiny's, in units of its seed sd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A kind of experiment to simulate, in units of the control's seed sd."""
+    """A kind of experiment, in units of the sd between the control's seeds."""
 
     name: str
-    n_control: int
-    sizes: tuple[int, ...]  # runs of each variant
-    scales: tuple[float, ...] = ()  # sd of each variant; () is 1 throughout
-    correlation: float = 0.0  # of a variant's run with the control's of the same number
-    shared_seeds: bool = False
-    paired: bool = False  # analysed in pairs
-    drift: float = 0.0  # shift between a first and a second batch of runs
-    order: str = "interleaved"  # of the batches: or "control first"
-    noticed: str = ""  # what tells the batches apart: "stratum" or "time"; "" is nothing
+    blocks: int
+    correlations: tuple[float, ...] = ()  # seed correlation of each arm with the control; () draws its sd from a prior
+    family: int = 3  # arms, where their sds are drawn
+    scale: float = 1.0  # of the first arm's differences: it is noisier than its correlation says
+    prior: str = "true"  # "true", "learned" from other arms, "half" of the true sd, or "none"
+    looks: tuple[int, ...] = ()
+    missing: float = 0.0  # chance that a run breaks
+    independent: int = 0  # runs of each arm with seeds of its own, beside the control's `blocks`; 0 is blocks
 
     @property
-    def by_table(self) -> bool:
-        """Whether what guards here looks at runs rather than at their losses."""
-        return bool(self.noticed) or (self.shared_seeds and not self.paired)
+    def arms(self) -> int:
+        """Variants."""
+        return len(self.correlations) or self.family
 
     @property
     def kind(self) -> str:
         """The layout in words."""
-        same = len(set(self.sizes)) == 1
-        runs = (
-            f"{len(self.sizes)} x {self.sizes[0]}" if same and len(self.sizes) > 1 else "/".join(map(str, self.sizes))
-        )
-        return f"{self.n_control} + {runs}"
+        if self.independent:
+            return f"{self.blocks} + {self.arms} x {self.independent}"
+        return f"{self.arms} x {','.join(map(str, self.looks)) or self.blocks}"
 
 
 def honest_cases() -> list[Case]:
-    """Equal noise: every number of seeds from 1 to 8, families of 1, 3 and 6, unequal numbers, and pairs."""
-    equal: list[tuple[int, tuple[int, ...]]] = [(8, (n,) * 6) for n in range(1, 9)]
-    equal += [(8, (3,)), (8, (3, 3, 3)), (4, (3, 3, 3)), (8, (1, 2, 3, 4, 6, 8)), (6, (8, 5, 5, 3, 2, 1))]
-    cases = [Case(name="equal noise", n_control=n_control, sizes=sizes) for n_control, sizes in equal]
-    pairs: dict[str, Any] = {"shared_seeds": True, "paired": True, "correlation": 0.5}
-    return cases + [Case(name="paired, seeds correlated +0.5", n_control=8, sizes=(n,) * 6, **pairs) for n in (5, 8)]
+    """All assumptions hold, or as nearly as a learned prior lets them."""
+    cases = [
+        Case(name="sds as the prior says", blocks=blocks, family=family)
+        for blocks, family in ((3, 1), (3, 3), (3, 6), (5, 1), (5, 3), (5, 6), (8, 3))
+    ]
+    cases += [
+        Case(name=f"correlation {r:g}", blocks=5, correlations=(r,) * 3, prior="learned") for r in (0.0, 0.5, 0.9, 0.98)
+    ]
+    cases += [Case(name="tiny's correlations", blocks=n, correlations=MEASURED, prior="learned") for n in (3, 5, 8)]
+    cases += [Case(name="no prior", blocks=n, correlations=MEASURED[2:5], prior="none") for n in (3, 5, 8)]
+    cases += [Case(name="one run in ten broken", blocks=5, missing=0.1)]
+    cases += [Case(name="looks", blocks=8, looks=(3, 5, 8), family=k) for k in (1, 3)]
+    cases += [Case(name="looks, no prior", blocks=8, looks=(3, 5, 8), correlations=MEASURED[2:5], prior="none")]
+    return cases + [Case(name="independent seeds", blocks=8, independent=n, correlations=(0.0,) * 3) for n in (3, 5)]
 
 
 def broken_cases() -> list[Case]:
     """An assumption broken on purpose."""
-    scaled: list[tuple[str, tuple[int, ...], tuple[float, ...]]] = []
-    for size in (1, 3, 6):
-        scaled += [(f"variants' sd x{k:g}", (3,) * size, (k,) * size) for k in (1.5, 2, 3)]
-    scaled += [(f"variants' sd x{k:g}", (2,), (k,)) for k in (2, 3)]
-    scaled += [(f"one variant's sd x{k:g}", (3,) * 6, (k, *[1.0] * 5)) for k in (1.5, 2, 3)]
-    scaled += [("variants' sd x0.5", (n,) * size, (0.5,) * size) for n, size in ((3, 6), (8, 6), (8, 12))]
-    cases = [Case(name=name, n_control=8, sizes=sizes, scales=scales) for name, sizes, scales in scaled]
-    for r in (-0.5, 0.5):
-        name = f"seeds shared, correlation {r:+g}"
-        cases.append(Case(name=name, n_control=8, sizes=(5,) * 6, correlation=r, shared_seeds=True))
-        cases.append(replace(cases[-1], name=f"the same, declared paired ({r:+g})", paired=True))
-    drifting = Case(name="drift of 1 sd half way, runs interleaved", n_control=8, sizes=(3,) * 6, drift=1)
-    first = replace(drifting, order="control first")
-    cases += [drifting]
-    cases += [replace(first, name="drift of 1 sd, control first; machine or code changed", noticed="stratum")]
-    cases += [replace(first, name="drift of 1 sd, control first; a day between", noticed="time")]
-    return cases
+    one = Case(name="one arm noisier than any before", blocks=5, correlations=MEASURED[2:5])
+    cases = [
+        replace(one, name=f"an arm's sd {k:g} times what its prior knows", blocks=n, correlations=(0.83,), scale=k)
+        for k in (2, 3)
+        for n in (3, 5, 8)
+    ]
+    return cases + [replace(one, name="a prior of half the sd", prior="half", blocks=n) for n in (3, 5, 8)]
 
 
-def simulate(case: Case, noise: np.ndarray | None = None, trials: int = TRIALS, seed: int = 0) -> dict[str, float]:
-    """Rates over simulated experiments of one kind.
+def simulate(
+    case: Case, noise: np.ndarray | None = None, trials: int = TRIALS, seed: int = 0, *, prior: Prior | None = None
+) -> dict[str, float]:
+    """Rates over simulated experiments of one kind in which no arm differs.
 
     Args:
-        case: the kind.
-        noise: residuals to draw from, with replacement (they are centred and scaled to sd 1); None draws normals.
+        case: the kind; its number of arms, their sds and its prior give way to those of ``noise`` and ``prior``.
+        noise: centred differences of real arms from their control, block by block, (arms, blocks). Experiments draw
+            whole blocks, with replacement and a random sign.
         trials: how many experiments.
         seed: of the generator.
+        prior: of real noise; from other arms than it holds.
 
     Returns:
-        Fractions of the trials: ``alarms`` (families in which any variant that differs in nothing was called better or
-        worse), ``coverage`` (families whose intervals all hold 0, of those that gave intervals), ``power`` (the first
-        variant found better or worse by its sign, once the effect is added that is predicted to be found with chance
-        0.8), and ``naive_alarms`` (pooling alone). Coverage and power are NaN where a guard gives no interval at all.
+        Fractions of the trials: ``alarms`` (families in which any arm was called better or worse), ``coverage`` (of the
+        first arm's own 95 % interval over all blocks, for it alone), ``power`` (the first arm, at the typical sd where
+        sds are drawn, found once the effect is added that is predicted to be found with chance 0.8).
     """
     generator = np.random.default_rng(seed)
-    judge = _by_table(case) if case.by_table else _by_numbers(case)
-    effect = _predicted_effect(case)
-    counts = dict.fromkeys(RATES, 0)
-    with_intervals = 0
-    for _ in range(trials):
-        control, arms = _draw(case, generator, noise)
-        intervals = judge(control, arms)
-        counts["naive_alarms"] += _naive(control, arms)
-        called = [low > 0 or high < 0 for low, high in intervals]
-        counts["alarms"] += any(called)
-        if intervals:
-            with_intervals += 1
-            counts["coverage"] += not any(called)
-            # A shift moves the interval and nothing else.
-            counts["power"] += intervals[0][0] + effect > 0
-    rates = {name: count / trials for name, count in counts.items()}
-    if not with_intervals:
-        rates |= {"coverage": math.nan, "power": math.nan}
-    return rates
-
-
-def simulation(
-    cases: Iterable[Case], noise: np.ndarray | None = None, trials: int = TRIALS
-) -> Iterator[dict[str, Any]]:
-    """A record for each case as it is done: case, design, noise, trials and the rates of :func:`simulate`."""
-    cases = list(cases)
-    # What is judged by tables is slow, and each trial gives the same answer.
-    counts = [min(trials, TRIALS) if case.by_table else trials for case in cases]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for case, n, rates in zip(cases, counts, pool.map(simulate, cases, repeat(noise), counts), strict=True):
-            kind = {"case": case.name, "design": case.kind, "noise": "normal" if noise is None else "real", "trials": n}
-            yield kind | rates
-
-
-def _draw(case: Case, generator: np.random.Generator, noise: np.ndarray | None) -> tuple[np.ndarray, list[np.ndarray]]:
-    def draw(n: int) -> np.ndarray:
-        if noise is None:
-            return generator.normal(size=n)
-        return (generator.choice(noise, n) - noise.mean()) / noise.std()
-
-    control = draw(case.n_control)
-    arms = []
-    for n, scale in zip(case.sizes, case.scales or [1.0] * len(case.sizes), strict=True):
-        fresh = draw(n)
-        if case.correlation:
-            mixed = case.correlation * control[:n] + math.sqrt(1 - case.correlation**2) * fresh
-            fresh = mixed
-        arms.append(scale * fresh)
-    if case.drift and case.order == "control first":
-        arms = [x + case.drift for x in arms]
-    elif case.drift:  # as a plan orders its runs: each arm spread evenly over the sequence
-        control, *arms = [x + case.drift * ((np.arange(len(x)) + 0.5) / len(x) > 0.5) for x in (control, *arms)]
-    return control, arms
-
-
-def _predicted_effect(case: Case) -> float:
-    if case.paired:
-        return detectable_effect_paired(1.0, case.sizes[0], len(case.sizes), correlation=case.correlation, alpha=ALPHA)
-    return detectable_effect(1.0, case.n_control, case.sizes, alpha=ALPHA)
-
-
-Judge = Callable[[np.ndarray, Sequence[np.ndarray]], list[tuple[float, float]]]
-
-
-def _by_numbers(case: Case) -> Judge:
-    """The simultaneous intervals as `compare` has them, without its tables."""
-
-    def judge(control: np.ndarray, arms: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        named = {str(i): x for i, x in enumerate(arms)}
-        if case.paired:
-            estimates = {name: paired(control[: len(x)], x) for name, x in named.items()}
-            estimates = bonferroni(estimates, len(arms), ALPHA)
-        else:
-            noise = Noise.of({"control": control} | named)
-            estimates = family(control, named, case.sizes, noise, ALPHA)
-        return [estimates[name].interval(ALPHA) for name in named]
-
-    return judge
-
-
-def _by_table(case: Case) -> Judge:
-    """The intervals of the verdict table; none where it gives none."""
-    arms = tuple(_arm(f"v{i}", "variant", n) for i, n in enumerate(case.sizes))
-    plan = design((_arm("control", "control", case.n_control), *arms), paired=case.paired)
-
-    def judge(control: np.ndarray, values: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        frame = table_of(plan, [control, *values])
-        is_control = frame["arm"] == "control"
-        if case.shared_seeds:
-            frame["seed"] = frame.groupby("arm").cumcount()
-        if case.noticed == "stratum":
-            frame["stratum"] = np.where(is_control, "device=cpu code=1", "device=cpu code=2")
-        if case.noticed == "time":
-            frame["reproducible"] = False
-            for column in ("started", "ended"):
-                frame[column] += pd.to_timedelta(np.where(is_control, 0, 24), unit="h")
-        rows = compare(frame, plan)
-        told = rows[(rows["role"] == "variant") & rows["ci_low"].notna()]
-        return list(zip(told["ci_low"], told["ci_high"], strict=True))
-
-    return judge
-
-
-def _naive(control: np.ndarray, arms: Sequence[np.ndarray]) -> bool:
-    """Whether pooling alone calls any arm different."""
-    groups = [control, *arms]
-    df = sum(len(x) - 1 for x in groups)
-    sigma = math.sqrt(sum(float(((x - x.mean()) ** 2).sum()) for x in groups) / df)
-    critical = dunnett.critical_value(ALPHA, len(control), [len(x) for x in arms], df)
-    return any(
-        abs(x.mean() - control.mean()) > critical * sigma * math.sqrt(1 / len(x) + 1 / len(control)) for x in arms
-    )
-
-
-# Frames as the store would give them
-
-
-def _arm(name: str, role: str, n: int) -> Arm:
-    return Arm(name=name, role=role, run_keys=tuple(f"{name}-{i}" for i in range(n)), num_params=1, flops_per_token=1)  # type: ignore[arg-type]
-
-
-def design(arms: Sequence[Arm], **fields: object) -> Design:
-    """A design over made-up runs."""
-    head = {"name": "calibration", "question": "", "base": "none", "metric": "final/val_loss", "alpha": ALPHA}
-    return Design(**(head | {"margin": 1e-9, "tokens_per_run": 1} | fields), arms=tuple(arms))  # type: ignore[arg-type]
-
-
-def table_of(plan: Design, values: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Finished, valid runs of one stratum with the given final losses, arm for arm."""
-    rows = [
-        (arm.run_keys[i], arm.name, arm.role, loss)
-        for arm, losses in zip(plan.arms, values, strict=True)
-        for i, loss in enumerate(losses)
-    ]
-    frame = pd.DataFrame(rows, columns=["run_key", "arm", "role", plan.metric])
-    began = pd.Timestamp("2026-01-01", tz="UTC")
-    fixed = {
-        "mlflow_run_id": "",
-        "status": "FINISHED",
-        "stratum": "device=cpu code=1",
-        "data": "1",
-        "reproducible": True,
+    sds = _sds(case, trials, generator)
+    if noise is not None:
+        sds = np.broadcast_to(noise.std(axis=1, ddof=1), (trials, len(noise)))
+        known: Prior | None = prior
+    else:
+        known = _prior(case, trials, generator)
+    draws = _draw(case, sds, generator, noise)
+    called, single = _call(draws, case, known)
+    # For power the first arm has one sd, about which a prediction can be made.
+    typical = float(sds[0, 0]) if case.correlations or noise is not None else TYPICAL.sd
+    fixed = np.concatenate([np.full((trials, 1), typical), sds[:, 1:]], axis=1)
+    found = _call(_draw(case, fixed, generator, noise), case, known, effect=_predicted(case, typical, known, fixed))[0]
+    return {
+        "alarms": float((called != 0).any(axis=1).mean()),
+        "coverage": float(single.mean()),
+        "power": float((found[:, 0] > 0).mean()),
     }
-    frame = frame.assign(started=began, ended=began, invalid=None, reason=None, finished=1, seed=range(len(frame)))
-    for key, value in fixed.items():
-        frame[key] = np.full(len(frame), value)
-    for key in FINAL_METRICS:
-        if key not in frame:
-            frame[key] = 1.0
-    return frame[[*RUN_COLUMNS, *FINAL_METRICS]]
+
+
+def simulation(cases: Iterable[Case], trials: int = TRIALS) -> Iterator[dict[str, Any]]:
+    """A record for each case as it is done, with normal noise: case, design, trials and the rates of `simulate`."""
+    for case in cases:
+        yield {"case": case.name, "design": case.kind, "noise": "normal", "trials": trials} | simulate(
+            case, None, trials
+        )
+
+
+def resampled(differences: pd.DataFrame, trials: int = TRIALS) -> Iterator[dict[str, Any]]:
+    """The same with the noise of real arms; each family's prior is learned from the arms that are not in it.
+
+    Args:
+        differences: from the control, a row a block and a column an arm.
+        trials: experiments a case.
+    """
+    centred = (differences - differences.mean()).to_numpy().T  # arms, blocks
+    generator = np.random.default_rng(1)
+    for family, case in (
+        *((k, Case(name="real differences", blocks=n)) for k in (1, 3, 5) for n in (3, 5, 8)),
+        *((k, Case(name="real differences, looks", blocks=8, looks=(3, 5, 8))) for k in (1, 3)),
+    ):
+        if len(centred) < family + 3:
+            continue
+        rates = []
+        groups = 20
+        for group in range(groups):
+            order = generator.permutation(len(centred))
+            mine, rest = centred[order[:family]], centred[order[family:]]
+            df = np.full(len(rest), rest.shape[1] - 1)
+            prior = fit_prior(rest.var(axis=1, ddof=1), df, "other arms")
+            rates.append(simulate(replace(case, family=family), mine, max(1, trials // groups), group, prior=prior))
+        kind = {"case": case.name, "design": replace(case, family=family).kind, "noise": "real", "trials": trials}
+        yield kind | {name: float(np.mean([rate[name] for rate in rates])) for name in rates[0]}
+
+
+def streams(experiments: int = 100, arms: int = 3, blocks: int = 5, trials: int = 2000) -> dict[str, float]:
+    """Programmes of experiments without an effect that all use the same runs of one control.
+
+    Returns:
+        Fractions of the programmes in which any experiment called an arm better or worse: ``alone`` by its own adjusted
+        p, ``programme`` by that of the programme; and ``fresh``, by its own with fresh control runs each time.
+    """
+    generator = np.random.default_rng(0)
+    counts = {"alone": 0, "programme": 0, "fresh": 0}
+    orders = np.arange(1, experiments + 1)
+    for _ in range(trials):
+        correlations = generator.choice(MEASURED, (experiments, arms, 1))
+        own = generator.standard_normal((experiments, arms, blocks))
+        for name, shared in (("alone", (1, 1, blocks)), ("fresh", (experiments, 1, blocks))):
+            control = generator.standard_normal(shared)
+            d = (correlations - 1) * control + np.sqrt(1 - correlations**2) * own
+            variance, df = moderate(d.var(axis=-1, ddof=1), blocks - 1, TYPICAL)
+            p = 2 * special.stdtr(df, -np.abs(d.mean(axis=-1)) / np.sqrt(variance / blocks))
+            adjusted = np.minimum(1, arms * p.min(axis=1))
+            counts[name] += bool((adjusted < ALPHA).any())
+            if name == "alone":
+                whole = [programme_p(float(one), int(m)) for one, m in zip(adjusted, orders, strict=True)]
+                counts["programme"] += min(whole) < ALPHA
+    return {name: count / trials for name, count in counts.items()}
+
+
+def _sds(case: Case, trials: int, generator: np.random.Generator) -> np.ndarray:
+    """True sd of each arm's differences, (trials, arms)."""
+    if not case.correlations:
+        chi = generator.chisquare(TYPICAL.df, (trials, case.family))
+        return np.asarray(np.minimum(TYPICAL.sd * np.sqrt(TYPICAL.df / chi), 1.95))
+    sds = np.sqrt(2 * (1 - np.array(case.correlations)))
+    return np.asarray(np.broadcast_to(sds, (trials, case.arms)))
+
+
+def _prior(case: Case, trials: int, generator: np.random.Generator) -> Prior | None:
+    """What is known beforehand; of a learned one another for each trial, (trials, 1)."""
+    if case.prior == "none":
+        return None
+    if case.independent:
+        return Prior(sd=1.0, df=20.0, source="")
+    if not case.correlations:
+        return TYPICAL
+    sds = np.sqrt(2 * (1 - np.array(case.correlations)))
+    if case.prior == "learned":
+        arms, blocks = EARLIER
+        true = np.resize(sds, arms)
+        variances = true**2 * generator.chisquare(blocks - 1, (trials, arms)) / (blocks - 1)
+        fits = [fit_prior(row, np.full(arms, blocks - 1), "") for row in variances]
+        sd, df = (np.array([[getattr(fit, name)] for fit in fits]) for name in ("sd", "df"))
+        return Prior(sd=sd, df=df, source="")  # type: ignore[arg-type]
+    known = math.exp(np.log(sds).mean())
+    return Prior(sd=known / 2 if case.prior == "half" else known, df=TYPICAL.df, source="")
+
+
+def _draw(case: Case, sds: np.ndarray, generator: np.random.Generator, noise: np.ndarray | None) -> np.ndarray:
+    """Differences from the control, (trials, arms, blocks), NaN where a run broke; independent: both sides' runs."""
+    trials, arms = sds.shape
+    if case.independent:
+        control = generator.standard_normal((trials, 1, case.blocks))
+        own = generator.standard_normal((trials, arms, case.independent))
+        return np.concatenate([np.broadcast_to(control, (trials, arms, case.blocks)), own], axis=2)
+    if noise is not None:
+        chosen = generator.integers(noise.shape[1], size=(trials, case.blocks))
+        signs = generator.choice([-1.0, 1.0], size=(trials, 1, case.blocks))
+        draws = noise[:, chosen].transpose(1, 0, 2) * signs * math.sqrt(noise.shape[1] / (noise.shape[1] - 1))
+    else:
+        correlations = (1 - sds**2 / 2)[..., None]
+        control = generator.standard_normal((trials, 1, case.blocks))
+        own = generator.standard_normal((trials, arms, case.blocks))
+        draws = (correlations - 1) * control + np.sqrt(1 - correlations**2) * own
+        draws[:, 0] *= case.scale
+    if case.missing:
+        broken = generator.random((trials, arms + 1, case.blocks)) < case.missing
+        draws = np.where(broken[:, :1] | broken[:, 1:], np.nan, draws)
+    return draws
+
+
+def _call(draws: np.ndarray, case: Case, prior: Prior | None, effect: Any = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """What each arm is called (1 worse, -1 better, 0 neither), (trials, arms); whether the first's own interval holds.
+
+    ``effect`` is added to the first arm's differences.
+    """
+    arms, added = draws.shape[1], np.zeros((1, draws.shape[1]))
+    added[0, 0] = 1.0
+    called = np.zeros(draws.shape[:2], int)
+    single = np.zeros(len(draws), bool)
+    looks = case.looks or (case.blocks,)
+    for n, share in zip(looks, shares(looks), strict=True):
+        if case.independent:
+            mean, se, df = _independent(draws, case, prior)
+        else:
+            seen = draws[..., :n]
+            count = np.isfinite(seen).sum(axis=2)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                mean = np.nansum(seen, axis=2) / count
+                own = np.nansum((seen - mean[..., None]) ** 2, axis=2) / (count - 1)
+            variance, df = moderate(own, count - 1, prior)
+            se = np.where(count < 2, np.inf, np.sqrt(variance / np.maximum(count, 1)))
+        half = t_quantile(share * ALPHA / 2 / arms, df) * se
+        moved = np.nan_to_num(mean) + effect * added
+        now = np.where(moved > half, 1, np.where(moved < -half, -1, 0))
+        called = np.where(called == 0, now, called)
+        single = (np.abs(np.nan_to_num(mean)) <= t_quantile(ALPHA / 2, df) * se)[:, 0]
+    return called, single
+
+
+def _independent(draws: np.ndarray, case: Case, prior: Prior | None) -> tuple[np.ndarray, np.ndarray, Any]:
+    control, own = draws[..., : case.blocks], draws[..., case.blocks :]
+    sides = [moderate(x.var(axis=2, ddof=1), x.shape[2] - 1, prior) for x in (control, own)]
+    (v0, df0), (v1, df1) = sides
+    se = np.sqrt(v0 / control.shape[2] + v1 / own.shape[2])
+    return own.mean(axis=2) - control.mean(axis=2), se, np.minimum(df0, df1)
+
+
+def _predicted(case: Case, sd: float, prior: Prior | None, sds: np.ndarray) -> float:
+    """The effect that the power module says is found with chance 0.8, of an arm with this sd."""
+    known = prior
+    if prior is not None and np.ndim(prior.sd):  # learned anew for each trial: of the middle one
+        known = Prior(sd=float(np.median(prior.sd)), df=float(np.median(prior.df)), source="")
+    blocks = (case.blocks, case.independent) if case.independent else case.blocks
+    scaled = 1.0 if case.independent else sd * case.scale
+    return detectable_effect(scaled, Layout(blocks, sds.shape[1], ALPHA, case.looks, known))
 
 
 # Real runs
 
 
-def shape(values: Sequence[np.ndarray]) -> dict[str, float]:
-    """Spread and shape of the noise between runs of one recipe, over groups of such runs.
+def within_blocks_of(runs: pd.DataFrame, metric: str, control: str = "control") -> pd.DataFrame:
+    """Differences from the control, a row a seed and a column an arm, of the seeds that all arms have.
+
+    Args:
+        runs: columns arm, seed and ``metric``.
+        metric: of the runs.
+        control: name of the control's arm.
+    """
+    wide = runs.pivot_table(index="seed", columns="arm", values=metric).dropna()
+    return wide.drop(columns=control).sub(wide[control], axis=0)
+
+
+def scatter(runs: pd.DataFrame, metric: str, control: str = "control") -> dict[str, dict[str, float]]:
+    """How each arm's runs scatter beside the control's of the same seeds; arguments as `within_blocks_of` has.
 
     Returns:
-        ``n``; ``sigma`` with its 95 % interval (chi-square) and ``df``; skewness and excess kurtosis of the residuals
-        with the standard errors that normal noise would have; Shapiro and Wilk's p for normality.
+        By arm: ``n`` blocks, ``delta``, ``sd`` of the difference within a block and ``unpaired``, of one between
+        independent seeds, ``correlation``, and Shapiro and Wilk's p of normality ``shapiro_p``.
     """
-    residuals = np.concatenate([(x - x.mean()) * math.sqrt(len(x) / (len(x) - 1)) for x in values])
-    df = sum(len(x) - 1 for x in values)
-    sigma = math.sqrt(sum(float(((x - x.mean()) ** 2).sum()) for x in values) / df)
-    low, high = sigma_interval(sigma, df)
-    n = len(residuals)
-    return {
-        **{"n": n, "df": df, "sigma": sigma, "sigma_low": low, "sigma_high": high},
-        "skewness": float(stats.skew(residuals)),
-        "skewness_se": math.sqrt(6 / n),
-        "kurtosis": float(stats.kurtosis(residuals)),
-        "kurtosis_se": math.sqrt(24 / n),
-        "shapiro_p": float(stats.shapiro(residuals).pvalue),
-    }
+    wide = runs.pivot_table(index="seed", columns="arm", values=metric).dropna()
+    found = {}
+    for arm in wide.columns.drop(control):
+        difference = wide[arm] - wide[control]
+        found[str(arm)] = {
+            "n": len(wide),
+            "delta": float(difference.mean()),
+            "sd": float(difference.std()),
+            "unpaired": math.sqrt(float(wide[arm].var() + wide[control].var())),
+            "correlation": float(np.corrcoef(wide[arm], wide[control])[0, 1]),
+            "shapiro_p": float(stats.shapiro(difference).pvalue),
+        }
+    return found
 
 
-def deal(control: np.ndarray, arm: np.ndarray, n_control: int, n: int) -> dict[str, float]:
-    """Real runs dealt into experiments of ``n_control`` + ``n`` that share no run, each judged by itself.
-
-    Returns:
-        ``experiments``; ``called``, how many said better or worse, and ``worse`` of these; ``low`` and ``high``, the
-        exact 95 % interval of the chance of either; ``predicted``, that chance from the power module for the
-        difference and the spread that all runs together have.
-    """
-    count = min(len(control) // n_control, len(arm) // n)
-    plan = design([_arm("control", "control", n_control), _arm("variant", "variant", n)])
-    words = []
-    for i in range(count):
-        dealt = [control[i * n_control : (i + 1) * n_control], arm[i * n : (i + 1) * n]]
-        words.append(compare(table_of(plan, dealt), plan)["verdict"].iloc[1])
-    called = sum(word in ("better", "worse") for word in words)
-    interval = stats.binomtest(called, count).proportion_ci(0.95, "exact")
-    pooled = Noise.of({"control": control, "arm": arm}).sigma
-    effect = abs(float(arm.mean() - control.mean()))
-    return {
-        **{"experiments": count, "called": called, "worse": words.count("worse")},
-        **{"low": float(interval.low), "high": float(interval.high)},
-        "predicted": call_chance(effect, pooled, n_control, [n], alpha=ALPHA),
-    }
+def prior_of(found: Mapping[str, Mapping[str, float]], source: str) -> Prior:
+    """The prior that arms with the scatter of :func:`scatter` give, the twin left out."""
+    return fit_prior([one["sd"] ** 2 for one in found.values()], [one["n"] - 1 for one in found.values()], source)

@@ -53,6 +53,9 @@ class TrainConfig(StrictModel):
     residual_stream: Annotated[Literal["float32", "bfloat16"], Neutral("float32")] = "float32"
     # Each initial value times 1 + u of this, u uniform in [-1, 1]: a twin of the run, which only rounding sets apart.
     init_perturbation: Annotated[float, Field(ge=0, le=1e-3), Neutral(0.0)] = 0.0
+    # Initial values, or batches, of the run's seed plus this: what shares one of the two with another run, not both.
+    init_seed_shift: Annotated[int, Field(ge=0, le=2**31), Neutral(0)] = 0
+    data_seed_shift: Annotated[int, Field(ge=0, le=2**31), Neutral(0)] = 0
 
     @property
     def batch_size(self) -> int:

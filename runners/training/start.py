@@ -26,8 +26,9 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
     memory.reset_peak(device)
     gates.check_recipe(config)
     gates.check_data(training.corpus, recipe)
-    training.model = model = build_model(recipe.model, seed=training.seed, device=device)
-    perturb(model, config.init_perturbation, training.seed)
+    seed = training.seed + config.init_seed_shift
+    training.model = model = build_model(recipe.model, seed=seed, device=device)
+    perturb(model, config.init_perturbation, seed)
     set_residual_stream(model, config)
     training.optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
     training.progress = progress = Progress.of(checkpoint.state if checkpoint else None, config)

@@ -89,10 +89,15 @@ class Training:
         """Seconds so far, those before the run was stopped included."""
         return self.progress.wall_time_s + time.perf_counter() - self._began
 
+    @property
+    def data_seed(self) -> int:
+        """The seed that orders the batches."""
+        return self.seed + self.recipe.train.data_seed_shift
+
     def rows(self, step: int) -> np.ndarray:
         """The global batch (b, t) of a step, from 0: a function of the seed and the step alone."""
         config = self.recipe.train
-        return self.corpus.train.batch(step, seed=self.seed, batch_size=config.batch_size, seq_len=config.seq_len)
+        return self.corpus.train.batch(step, seed=self.data_seed, batch_size=config.batch_size, seq_len=config.seq_len)
 
     def batch(self, step: int) -> Tensor:
         """This process's rows of it, on the device."""
@@ -144,11 +149,11 @@ class Training:
         with eager(), autocast(self.device, config.precision):
             cause = gates.where_not_finite(self.model, batch.split(self.progress.micro_batch))
         places = self.corpus.train.places(
-            step, seed=self.seed, batch_size=config.batch_size, seq_len=config.seq_len
+            step, seed=self.data_seed, batch_size=config.batch_size, seq_len=config.seq_len
         ).tolist()
         return (
             f"step {step + 1}: loss {loss}, gradient norm {norm}; the update was not applied; first not finite: "
-            f"{cause}; batch {batch_id(rows)} of seed {self.seed}, training windows {places}"
+            f"{cause}; batch {batch_id(rows)} of seed {self.data_seed}, training windows {places}"
         )
 
     def metrics(self) -> dict[str, float]:

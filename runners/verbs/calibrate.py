@@ -1,12 +1,12 @@
-"""`calibrate`: how often verdicts are right, simulated, and on an experiment's finished runs dealt into small ones."""
+"""`calibrate`: how blocks scatter on a base, the prior that follows, and how often verdicts are right."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from analysis.store.schema import Design
+    from analysis.store.schema import Prior
     from runners.planning.plan import Plan
 
 Record = Mapping[str, Any]  # numbers and names that `analysis.stats.simulation` gives
-DEALT = (5, 3)  # runs of the control and of the other arm in each small experiment
-LEAST = 20  # control runs: fewer say little of the noise's shape
+LEAST = 5  # blocks: fewer say little of how differences scatter
+TRIALS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Options(OnExperiment):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of :class:`Options`."""
     add_experiment(parser)
-    parser.add_argument("--trials", type=positive, default=2000, help="simulated experiments a case")
+    parser.add_argument("--trials", type=positive, default=TRIALS, help=f"simulated experiments a case ({TRIALS:,})")
     parser.add_argument("--losses", type=Path, metavar="CSV", help="a table of finished runs (arm, seed, loss)")
     add_json(parser)
 
@@ -67,140 +67,149 @@ def calibrate(options: Options, context: Context) -> int:
 def calibration(
     plan: Plan, root: Path, folder: Path, trials: int, console: Console, losses: Path | None = None
 ) -> Record:
-    """Print the calibration of the verdicts on this plan's finished runs, and write it to calibration.json.
+    """Print how this plan's blocks scatter and how right the verdicts are with that noise; write calibration.json.
 
-    The noise that is resampled is that of the plan's control runs and of checks that repeat the control. ``losses`` is
-    a table of finished runs to take in place of the plan's own: arm, seed and the metric.
+    ``losses`` is a table of finished runs to take in place of the plan's own: arm, seed and the metric.
 
     Raises:
-        ConfigError: when fewer than ``LEAST`` control runs are done, or ``losses`` is no such table.
+        ConfigError: when fewer than ``LEAST`` blocks of three arms are complete, or ``losses`` is no such table.
     """
-    import numpy as np
-
-    from analysis.stats.simulation import broken_cases, deal, honest_cases, shape, simulation
+    from analysis.stats import simulation
     from llama_variants.errors import ConfigError, Problem
     from runners.data.atomic import write_atomically
 
-    design, good = _stored(plan, losses) if losses else _finished(plan, root)
-    by_arm = {name: group[design.metric].to_numpy(float) for name, group in good.groupby("arm", sort=False)}
-    same = [arm.name for arm in design.compared if arm.role == "control" or (arm.role == "check" and not arm.diff)]
-    control = by_arm.get(design.control.name, np.array([]))
-    if len(control) < LEAST:
-        allowed = f"{LEAST} finished control runs; make them by: make ablation EXP=experiments/calibration.yaml"
-        problem = Problem(
-            path=("experiment",), received=f"{plan.name} on {plan.base} with {len(control)}", allowed=allowed
-        )
-        raise ConfigError([problem])
-    groups = [by_arm[name] for name in same if len(by_arm.get(name, ())) > 1]
-    noise = shape(groups)
-    dealt = [
-        {"arm": arm.name, "delta": float(by_arm[arm.name].mean() - control.mean())}
-        | deal(control, by_arm[arm.name], *DEALT)
-        for arm in design.compared[1:]
-        if len(by_arm.get(arm.name, ())) >= DEALT[1]
-    ]
-    console.print(f"{design.name} on {design.base}: {design.metric}")
-    console.print(_noise_text(noise))
-    console.print(_dealt_table(dealt))
-    residuals = np.concatenate([x - x.mean() for x in groups])
+    metric, twins = plan.decide.metric, [arm.name for arm in plan.arms if arm.role == "check" and arm.expect == "same"]
+    runs = _stored(metric, losses) if losses else _finished(plan, root)
+    known = {arm.name for arm in plan.arms if arm.role != "budget"}
+    runs = runs[runs["arm"].isin(known)]
+    found = simulation.scatter(runs, metric) if "control" in set(runs["arm"]) else {}
+    others = {arm: one for arm, one in found.items() if arm not in twins}
+    blocks = min((int(one["n"]) for one in found.values()), default=0)
+    if blocks < LEAST or len(others) < 3:
+        allowed = f"{LEAST} blocks of three arms; train them by: make ablation EXP=experiments/calibration.yaml"
+        received = f"{plan.name} on {plan.base} with {blocks} complete blocks of {len(others)} arms"
+        raise ConfigError([Problem(path=("experiment",), received=received, allowed=allowed)])
+    prior = simulation.prior_of(others, f"{len(others)} arms in {blocks} blocks of {plan.name} on {plan.base}")
+    kinds = _kinds(plan, others)
+    console.print(f"{plan.name} on {plan.base}: {metric}, {blocks} blocks")
+    console.print(_scatter_table(found))
+    console.print(f"\nfor decide: in the base's YAML\n{_prior_yaml(prior, others, kinds)}")
     rates = []
-    for title, cases in (("honest experiments", honest_cases()), ("an assumption broken on purpose", broken_cases())):
-        for drawn in (None, residuals):
-            of = "normal noise" if drawn is None else f"noise drawn from {len(residuals)} real residuals"
-            console.print(f"\n{title}, {of}, {trials:,} of each; per cent of experiments")
-            console.print(_HEAD)
-            for record in simulation(cases, drawn, trials):
-                rates.append(record)
-                console.print(_rates_line(record))
-    record = {"experiment": design.experiment, "noise": noise, "dealt": dealt, "rates": rates}
-    file = folder / design.experiment / "calibration.json"
+    differences = simulation.within_blocks_of(runs, metric).drop(columns=twins)
+    for title, records in (
+        ("honest experiments", simulation.simulation(simulation.honest_cases(), trials)),
+        ("an assumption broken on purpose", simulation.simulation(simulation.broken_cases(), trials)),
+        (f"noise of these runs ({len(others)} arms)", simulation.resampled(differences, trials)),
+    ):
+        console.print(f"\n{title}, {trials:,} of each; per cent of experiments\n{_HEAD}")
+        for record in records:
+            rates.append(record)
+            console.print(_rates_line(record))
+    programmes = simulation.streams(trials=max(1, trials // 10))
+    console.print(
+        "\n100 experiments without an effect on the same control runs; per cent of such programmes in which any arm "
+        f"was called: {100 * programmes['alone']:.1f} by each experiment's own p, "
+        f"{100 * programmes['programme']:.1f} by "
+        f"the programme's, {100 * programmes['fresh']:.1f} by their own on fresh control runs"
+    )
+    record = {
+        "experiment": plan.design().experiment,
+        "blocks": blocks,
+        "scatter": found,
+        "kinds": kinds,
+        "prior": asdict(prior),
+        "rates": rates,
+        "programmes": programmes,
+    }
+    file = folder / record["experiment"] / "calibration.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(record, indent=1, default=_plain))
+    write_atomically(file, json.dumps(record, indent=1))
     console.print(f"\nwritten: {file}")
     return record
 
 
-def _stored(plan: Plan, file: Path) -> tuple[Design, pd.DataFrame]:
+def _kinds(plan: Plan, found: Mapping[str, Record]) -> dict[str, float]:
+    """Root mean square of the arms' sd by what kind of thing they change, of those that change one kind."""
+    squares: dict[str, list[float]] = {}
+    for arm in plan.arms:
+        kinds = {path.split(".")[1] for path in arm.diff}
+        if arm.name in found and len(kinds) == 1:
+            squares.setdefault(kinds.pop(), []).append(found[arm.name]["sd"] ** 2)
+    return {kind: math.sqrt(sum(each) / len(each)) for kind, each in sorted(squares.items())}
+
+
+def _stored(metric: str, file: Path) -> pd.DataFrame:
     import pandas as pd
 
     from llama_variants.errors import ConfigError, Problem
 
-    design = plan.design()
     try:
         runs = pd.read_csv(file)
     except (OSError, ValueError) as error:
         problem = Problem(path=("--losses",), received=str(file), allowed=f"a readable CSV file ({error})")
         raise ConfigError([problem]) from None
-    if missing := {"arm", "seed", design.metric} - set(runs):
+    if missing := {"arm", "seed", metric} - set(runs):
         problem = Problem(
             path=("--losses",), received=str(file), allowed=f"a table with columns {', '.join(sorted(missing))}"
         )
         raise ConfigError([problem])
-    return design, runs.sort_values("seed")
+    return runs
 
 
-def _finished(plan: Plan, root: Path) -> tuple[Design, pd.DataFrame]:
+def _finished(plan: Plan, root: Path) -> pd.DataFrame:
     from analysis.store import load
     from runners.execution.mirrors import Mirrors
 
     mirrors = Mirrors(root)
 
-    def stored() -> tuple[Design, pd.DataFrame]:
+    def stored() -> pd.DataFrame:
         mirror = mirrors.of(plan)
         for run in plan.runs():
             mirror.sync(run)
-        design = load.load_design(plan.design().experiment, mirrors.uri)
-        return design, load.load_runs(design, mirrors.uri)
+        return load.load_runs(load.load_design(plan.design().experiment, mirrors.uri), mirrors.uri)
 
-    design, runs = mirrors.ask(stored)
-    return design, runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].sort_values("seed")
-
-
-def _plain(value: object) -> object:
-    """A number of numpy's as one of Python's."""
-    return value.item() if hasattr(value, "item") else str(value)
+    runs = mirrors.ask(stored)
+    return runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()]
 
 
-def _noise_text(noise: Mapping[str, float]) -> str:
-    return (
-        f"noise between seeds: sd {noise['sigma']:.4f} [{noise['sigma_low']:.4f}, {noise['sigma_high']:.4f}] on "
-        f"{noise['df']:.0f} degrees of freedom, skewness {noise['skewness']:+.2f} ± {noise['skewness_se']:.2f}, excess "
-        f"kurtosis {noise['kurtosis']:+.2f} ± {noise['kurtosis_se']:.2f}, normal by Shapiro and Wilk p "
-        f"{noise['shapiro_p']:.2f}\n"
-    )
-
-
-def _dealt_table(dealt: Sequence[Record]) -> Table:
+def _scatter_table(found: Mapping[str, Record]) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title=f"real runs dealt into experiments of {DEALT[0]} + {DEALT[1]}")
-    for name in ("arm", "delta", "experiments", "called", "% [95 % interval]", "% predicted"):
+    table = Table(box=None, pad_edge=False)
+    heads = ("arm", "delta", "sd within a block", "sd unpaired", "ratio", "seed correlation", "normal, p")
+    for name in heads:
         table.add_column(name, justify="left" if name == "arm" else "right")
-    for row in dealt:
-        share = f"{100 * row['called'] / row['experiments']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-        numbers = f"{row['delta']:+.4f}", str(row["experiments"]), str(row["called"]), share
-        table.add_row(row["arm"], *numbers, f"{100 * row['predicted']:.0f}")
+    for arm, one in found.items():
+        numbers = f"{one['delta']:+.4f}", f"{one['sd']:.4f}", f"{one['unpaired']:.4f}"
+        ratio = f"{one['sd'] / one['unpaired']:.2f}", f"{one['correlation']:+.2f}", f"{one['shapiro_p']:.2f}"
+        table.add_row(arm, *numbers, *ratio)
     return table
 
 
-_HEAD = f"{'case':<54}{'runs':<18}{'alarms':>7}{'pooling alone':>15}{'coverage':>10}{'power (80)':>12}"
+def _prior_yaml(prior: Prior, found: Mapping[str, Record], kinds: Mapping[str, float]) -> str:
+    sds = [one["sd"] for one in found.values()]
+    listed = ", ".join(f"{kind}: {sd:.4f}" for kind, sd in kinds.items())
+    return (
+        f"  difference: {{sd: {prior.sd:.4f}, df: {prior.df:.1f}, low: {min(sds):.4f}, high: {max(sds):.4f},\n"
+        f'    kinds: {{{listed}}},\n    source: "{prior.source}"}}'
+    )
+
+
+_HEAD = f"{'case':<44}{'arms x blocks':<16}{'false alarms':>14}{'coverage (95)':>15}{'power (80)':>12}"
 
 
 def _rates_line(record: Record) -> str:
-    cells = [f"{100 * record[name]:.1f}" for name in ("alarms", "naive_alarms", "coverage", "power")]
-    cells = ["–" if cell == "nan" else cell for cell in cells]
-    honest = math.isclose(record["alarms"], 0) and cells[2] == "–"
-    told = "  all undecided or invalid" if honest else ""
-    return f"{record['case']:<54}{record['design']:<18}{cells[0]:>7}{cells[1]:>15}{cells[2]:>10}{cells[3]:>12}{told}"
+    cells = [f"{100 * record[name]:.1f}" for name in ("alarms", "coverage", "power")]
+    return f"{record['case']:<44}{record['design']:<16}{cells[0]:>14}{cells[1]:>15}{cells[2]:>12}"
 
 
 VERB = verb(
     Options,
     calibrate,
     add_arguments,
-    summary="show how often verdicts are right: simulated, and on finished runs",
+    summary="show how blocks scatter, the prior that follows, and how often verdicts are right",
     examples=(
         "calibrate experiments/calibration.yaml",
-        "calibrate experiments/calibration.yaml --trials 60000 --losses experiments/results/calibration-tiny.csv",
+        "calibrate experiments/calibration.yaml --trials 20000 --losses experiments/results/calibration-tiny.csv",
     ),
 )
