@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,18 +18,26 @@ def rows_of(table: pd.DataFrame) -> list[Row]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def titles(table: pd.DataFrame, design: Design) -> tuple[str, ...]:
-    """Titles of the verdict table's columns; "worth" and "decode" are left out where no arm's is known."""
+def titles(table: pd.DataFrame, design: Design, *, programme: bool | None = None) -> tuple[str, ...]:
+    """Titles of the verdict table's columns; "worth" and "decode" are left out where no arm's is known.
+
+    Args:
+        table: the frame of :func:`analysis.stats.compare.compare`.
+        design: what was declared.
+        programme: whether there is a column for the programme's p; None is from the control's second experiment on.
+    """
     delta = f"delta {difference_unit(design.metric)} [{100 * (1 - design.alpha):.0f} % interval]"
+    p = ("p (adj.)", "p (programme)") if _shown(programme, design) else ("p (adj.)",)
     worth = ("worth",) if table["worth"].notna().any() else ()
     decode = (f"decode {table['decode_at'].iloc[0]}",) if "decode_at" in table else ()
-    return ("arm", "n", delta, "verdict", "p (adj.)", *worth, "params", "FLOPs", "tok/s", *decode, "why")
+    return ("arm", "n", delta, "verdict", *p, *worth, "params", "FLOPs", "tok/s", *decode, "why")
 
 
-def cells(row: Row, table: pd.DataFrame, design: Design) -> tuple[str, ...]:
+def cells(row: Row, table: pd.DataFrame, design: Design, *, programme: bool | None = None) -> tuple[str, ...]:
     """One row of the verdict table under :func:`titles`."""
-    n = str(row["n"]) if row["n"] == row["declared"] else f"{row['n']}/{row['declared']}"
-    start: tuple[str, ...] = (row["arm"], n, difference(row), row["verdict"], p_value(row["p_adj"]))
+    start: tuple[str, ...] = (row["arm"], counted(row), difference(row), row["verdict"], p_value(row["p_adj"]))
+    if _shown(programme, design):
+        start = (*start, p_value(row["p_programme"]))
     if table["worth"].notna().any():
         start = (*start, worth(row["worth"], design))
     if row["role"] == "control":
@@ -40,6 +48,15 @@ def cells(row: Row, table: pd.DataFrame, design: Design) -> tuple[str, ...]:
     return (*start, *costs, *decode(row), row["why"])
 
 
+def _shown(programme: bool | None, design: Design) -> bool:
+    return design.order > 1 if programme is None else programme
+
+
+def counted(row: Row) -> str:
+    """The blocks (runs, where independent) that count, of those declared where that is another number."""
+    return str(row["n"]) if row["n"] == row["declared"] else f"{row['n']}/{row['declared']}"
+
+
 def decode(row: Row) -> tuple[str, ...]:
     """The control's decode throughput, any other arm's change of it; no cell where none was measured."""
     if "decode_at" not in row:
@@ -48,9 +65,7 @@ def decode(row: Row) -> tuple[str, ...]:
 
 
 def headline(design: Design) -> str:
-    """What was declared: experiment, base, tokens, metric, margin and seeds."""
-    variants = sorted({len(arm.run_keys) for arm in design.arms if arm.role == "variant"})
-    seeds = [str(len(design.control.run_keys)), *(["/".join(map(str, variants))] if variants else [])]
+    """What was declared: experiment, base, tokens, metric, margin, and blocks, looks or seeds."""
     return " · ".join(
         [
             design.name,
@@ -58,32 +73,67 @@ def headline(design: Design) -> str:
             f"{count(design.tokens_per_run)} tokens/run",
             design.metric,
             f"margin {design.margin:g}",
-            f"declared seeds {' + '.join(seeds)}",
+            declared(design),
         ]
     )
 
 
-def bottom_line(table: pd.DataFrame) -> str:
-    """What the design could see, whether variances pool, and how many gates were passed."""
-    asked = table[table["role"] == "variant"] if (table["role"] == "variant").any() else table
-    effect, control = asked["mde"].max(), table.iloc[0]
+def declared(design: Design) -> str:
+    """How many runs of an arm were declared, in words."""
+    variants = sorted({len(arm.run_keys) for arm in design.arms if arm.role == "variant"})
+    control = len(design.control.run_keys)
+    if design.independent:
+        return f"independent seeds {' + '.join([str(control), *(['/'.join(map(str, variants))] if variants else [])])}"
+    first = f" from seed {design.first_seed}" if design.first_seed else ""
+    if design.looks:
+        return f"looks after {', '.join(map(str, design.looks))} blocks{first}"
+    return f"declared blocks {'/'.join(map(str, variants or [control]))}{first}"
+
+
+def bottom_line(table: pd.DataFrame, design: Design) -> str:
+    """What the design could see, what sharing seeds gave, how many runs count, and the place in the programme."""
+    asked = table[table["role"] == "variant"] if (table["role"] == "variant").any() else table.iloc[1:]
+    control, twin = table.iloc[0], twin_of(table, design)
+    times = pd.Series(dtype=float) if design.independent else narrower(asked)
     passed, failed = int(table["n"].sum()), int(table["gates_failed"].sum())
     parts = [
-        f"smallest effect this design could see {number(effect)}" if known(effect) else "",
-        f"variances {'pool' if control['pooled'] else 'do not pool'} ({min(equal_variances(control.to_dict()))[1]})"
-        if known(control["pool_p"])
-        else "",
+        _range("smallest effect this design could see {}", asked["mde"], number),
+        _range("seed correlation {}", asked["correlation"], lambda r: f"{r:+.2f}"),
+        _range("intervals {} times narrower than independent seeds would give", times, lambda r: f"{r:.1f}"),
+        f"floor, sd of {twin['arm']}: {number(twin['own_sd'])}" if twin and known(twin["own_sd"]) else "",
         f"evaluation SE {number(control['eval_se'])}" if known(control["eval_se"]) else "",
         f"gates passed {passed}/{passed + failed}",
-        f"runs counted {passed}/{table['declared'].sum()}",
+        f"runs counted {passed}{' of at most ' if design.looks else '/'}{table['declared'].sum()}",
+        place(design) if design.order > 1 else "",
     ]
     return " · ".join(part for part in parts if part)
 
 
-def equal_variances(row: Mapping[Any, Any]) -> list[tuple[float, str]]:
-    """The tests of equal variances that were made, each with its p, and in words."""
-    tests = (("Bartlett p", row["pool_p"]), ("control's F p", row["control_p"]))
-    return [(p, f"{name} {p_value(p)}") for name, p in tests if known(p)]
+def _range(words: str, values: pd.Series, form: Callable[[float], str]) -> str:
+    """``words`` around the least and the greatest of the known ``values``; "" where none is."""
+    texts = list(dict.fromkeys(map(form, (values.min(), values.max())))) if values.notna().any() else []
+    return words.format(" to ".join(texts)) if texts else ""
+
+
+def narrower(table: pd.DataFrame) -> pd.Series:
+    """How many times wider each interval would be, had the same runs had seeds of their own; NaN if unknown."""
+    return table["independent_half"] / ((table["ci_high"] - table["ci_low"]) / 2)
+
+
+def twin_of(table: pd.DataFrame, design: Design) -> Row | None:
+    """The row of the control with its initial values moved in their last bits, where the base has such a check."""
+    names = [arm.name for arm in design.arms if arm.role == "check" and arm.expect == "same"]
+    rows = [row for row in rows_of(table) if row["arm"] in names]
+    return rows[0] if rows and not design.independent else None
+
+
+def place(design: Design) -> str:
+    """Which experiment this is of those that the control has served, and what that costs."""
+    ordinal = {1: "st", 2: "nd", 3: "rd"}.get(design.order % 10 if design.order % 100 not in (11, 12, 13) else 0, "th")
+    return (
+        f"the {design.order}{ordinal} experiment that this control has served: p (programme) is p (adj.) times "
+        f"{design.order} x {design.order + 1}"
+    )
 
 
 def known(value: float) -> bool:
@@ -102,10 +152,9 @@ def interval(low: float, high: float, sign: str = "+") -> str:
 
 
 def difference(row: Row) -> str:
-    """The control's mean and sigma; any other arm's difference and its interval."""
+    """The control's mean and its sd between seeds; any other arm's difference and its interval."""
     if row["role"] == "control":
-        spread = f", sigma {number(row['sigma'])} (df {row['df']:.0f})" if known(row["sigma"]) else ""
-        return number(row["mean"]) + spread
+        return number(row["mean"]) + (f", seed sd {number(row['sigma'])}" if known(row["sigma"]) else "")
     if not known(row["ci_low"]):
         return number(row["delta"], "+")
     return f"{number(row['delta'], '+')} {interval(row['ci_low'], row['ci_high'])}"

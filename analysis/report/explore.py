@@ -1,4 +1,4 @@
-"""What the notebooks show besides the report's own figures: which experiment, its runs one by one, its noise."""
+"""What the notebooks show besides the report's own figures: an experiment, its runs one by one, what blocks share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def choose(experiment: str | None = None, tracking_uri: str | None = None) -> tu
     for name in names:
         design = load.load_design(name, tracking_uri)
         runs = load.load_runs(design, tracking_uri)
-        runs = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna() & (runs["role"] != "budget")]
+        runs = figures.valid(runs)
         if len(runs):
             return design, runs.reset_index(drop=True)
     asked = f"experiment {experiment!r}" if experiment else "an experiment"
@@ -42,7 +42,7 @@ def choose(experiment: str | None = None, tracking_uri: str | None = None) -> tu
 
 
 def strip(runs: pd.DataFrame, design: Design, metric: str) -> Figure:
-    """Each run's final ``metric`` as a point, arm by arm, with the arm's mean as a bar.
+    """Each run's final ``metric`` as a point, arm by arm, with the arm's mean as a bar; a thin line joins a block.
 
     Args:
         runs: the frame of :func:`choose`.
@@ -51,6 +51,10 @@ def strip(runs: pd.DataFrame, design: Design, metric: str) -> Figure:
     """
     drawing, styles = figures.Drawing(9, 1.6 + 0.36 * len(design.compared)), figures.arm_styles(design)
     axes = drawing.subplots()
+    places = {arm.name: y for y, arm in enumerate(design.compared)}
+    for _, block in [] if design.independent else figures.by_block(runs, design).groupby("block"):
+        rows = sorted(zip(block["arm"].map(places), block[metric].astype(float), strict=True))
+        axes.plot([value for _, value in rows], [y for y, _ in rows], color="0.8", linewidth=0.7, zorder=1)
     for y, arm in enumerate(design.compared):
         values = runs.loc[runs["arm"] == arm.name, metric].to_numpy(float)
         style = {"color": styles[arm.name]["color"], "marker": styles[arm.name]["marker"]}
@@ -118,4 +122,54 @@ def spread_figure(spreads: pd.DataFrame, unit: str) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    return drawing
+
+
+def pairing(curves: pd.DataFrame, design: Design, metric: str = "val/loss") -> pd.DataFrame:
+    """What sharing a seed with the control is worth along the way, arm by arm.
+
+    Returns:
+        A row for each arm but the control and each step at which three blocks or more were evaluated: ``arm``,
+        ``tokens``, ``blocks``; ``sd`` of the difference within a block with the ends of its 95 % interval ``sd_low``
+        and ``sd_high`` (chi-square), in the metric's unit; ``independent``, what that sd would be between independent
+        seeds; ``correlation`` of the arm's losses with the control's over blocks, NaN where either has no spread.
+    """
+    points = figures.by_block(curves[curves["metric"] == metric], design)
+    wide = points.pivot_table(index=["tokens", "block"], columns="arm", values="value")
+    rows = []
+    for arm in [arm.name for arm in design.compared[1:] if arm.name in wide and design.control.name in wide]:
+        both = wide[[design.control.name, arm]].dropna()
+        for tokens, values in both.groupby("tokens"):
+            if len(values) < 3:
+                continue
+            control, own = (values[name].to_numpy(float) for name in both.columns)
+            sd, spreads = float((own - control).std(ddof=1)), (control.std(ddof=1), own.std(ddof=1))
+            low, high = sigma_interval(sd, len(values) - 1)
+            shared = float(np.corrcoef(control, own)[0, 1]) if min(spreads) > 0 else math.nan
+            rows.append((arm, tokens, len(values), sd, low, high, math.hypot(*spreads), shared))
+    columns = ["arm", "tokens", "blocks", "sd", "sd_low", "sd_high", "independent", "correlation"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:], float))
+
+
+def pairing_figure(pairs: pd.DataFrame, design: Design, unit: str) -> Figure:
+    """The sd of a difference within a block over training, and the seed correlation: the frame of :func:`pairing`."""
+    drawing = figures.Drawing(9, 4.4)
+    left, right = drawing.subplots(1, 2)
+    styles = figures.arm_styles(design)
+    for name in pairs["arm"].unique():
+        own = pairs[pairs["arm"] == name]
+        line = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"], "label": figures.shorten(name)}
+        left.plot(own["tokens"], own["sd"], **line)
+        right.plot(own["tokens"], own["correlation"], **line)
+    typical = pairs.groupby("tokens")["independent"].median()
+    left.plot(typical.index, typical, color="0.4", linestyle=(0, (1, 1)), label="independent seeds, median arm")
+    left.set(ylabel=f"sd of the difference within a block ({unit})", ylim=(0, None))
+    right.set(ylabel="seed correlation with the control (1)")
+    for axes in (left, right):
+        axes.set_xlabel("training tokens")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figures.legend(drawing, left, len(styles) + 1)
     return drawing

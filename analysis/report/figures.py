@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from analysis.report.cells import counted, rows_of, twin_of
 from analysis.stats.worth import Scaling
 from analysis.store.schema import METRICS, Design
 
@@ -22,6 +23,7 @@ _MARKERS = "osD^vP"  # so that print without colour tells points apart
 _CONTROL = {"color": "#000000", "linestyle": "-", "marker": "o"}
 _ZOOM_FROM = 0.2  # share of the training left out: its losses would flatten all others into one line
 _KNOWN_BAD_ROOM = 2  # how many times wider a known-bad arm may make the forest's axis
+_DOTS_FROM, _DOTS_HIGH = 0.14, 0.36  # of a row: where its blocks begin under the interval, and how far they reach
 _LONGEST = 28  # characters of a name in a figure
 
 
@@ -40,7 +42,8 @@ class Drawing(Figure):
 def losses(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> Figure:
     """Validation loss against training tokens, and how it differs from the control's at the same tokens.
 
-    Only valid finished runs are drawn: each arm's mean over seeds, in a band from its lowest to its highest seed.
+    Only valid finished runs are drawn: each arm's mean over seeds, in a band from its lowest to its highest seed. The
+    difference is taken within blocks, where arms share their seeds: its band is as narrow as what decides.
 
     Args:
         runs: the frame of :func:`analysis.store.load.load_runs`.
@@ -55,43 +58,68 @@ def losses(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> Figure:
     unit = METRICS["val/loss"].unit
     draw_bands(left, points, styles, f"validation loss ({unit})")
     left.set_title("Mean over seeds; band: lowest to highest seed", fontsize=10)
-    draw_bands(right, _less_control(points, design), styles, f"difference ({unit})")
-    right.set_title("The same, less the control's mean", fontsize=10)
-    _legend(drawing, left, rows + 1)
+    draw_bands(right, less_control(points, design, "value"), styles, f"difference ({unit})")
+    within = "Less the control of the same block; band: lowest to highest block"
+    right.set_title("The same, less the control's mean" if design.independent else within, fontsize=10)
+    legend(drawing, left, rows + 1)
     return drawing
 
 
-def forest(table: pd.DataFrame, design: Design) -> Figure:
+def forest(table: pd.DataFrame, design: Design, runs: pd.DataFrame) -> Figure:
     """Each arm's difference from the control with its simultaneous interval, and its verdict in a word.
 
-    The margin is a shaded band, the smallest detectable effect of each arm a pair of grey brackets, and a difference
-    off the axis an arrow with its value.
+    Under an interval stand its blocks as dots, the first on top, in the same place in every arm: what the arms of a
+    block share shows as one zigzag in several rows. Behind it, thin and grey, is the interval that independent seeds
+    would give. The margin is a shaded band, the sd of the twin's differences a darker one in it, the smallest
+    detectable effect of each arm a pair of grey ticks, and a difference off the axis an arrow with its value.
 
     Args:
         table: the frame of :func:`analysis.stats.compare.compare`.
         design: what was declared.
+        runs: the frame of :func:`analysis.store.load.load_runs` that the table was made of.
     """
     arms = table[table["role"] != "control"].reset_index(drop=True)
-    drawing = Drawing(9, 1.7 + 0.42 * max(1, len(arms)))
+    drawing = Drawing(9, 1.9 + 0.56 * max(1, len(arms)))
     axes = drawing.subplots()
     styles = arm_styles(design)
-    limit = _forest_limit(arms, design)
-    axes.axvspan(-design.margin, design.margin, color="0.9", linewidth=0)
+    dots = less_control(valid(runs), design, design.metric)
+    deepest = max(1, *(len(arm.run_keys) - 1 for arm in design.compared))
+    limit = _forest_limit(arms, dots, design)
+    axes.axvspan(-design.margin, design.margin, color="0.92", linewidth=0)
+    twin = twin_of(table, design)
+    floor = float(twin["own_sd"]) if twin else np.nan
+    if np.isfinite(floor):
+        axes.axvspan(-floor, floor, color="0.84", linewidth=0)
     axes.axvline(0, color="0.4", linewidth=0.8)
-    for y, row in enumerate(arms.to_dict("records")):
+    for y, row in enumerate(rows_of(arms)):
         style = styles[row["arm"]]
-        _draw_difference(axes, y, {str(key): value for key, value in row.items()}, limit, style)
+        own = dots[dots["arm"] == row["arm"]].sort_values("block")
+        if design.looks and np.isfinite(row["look"]):
+            own = own[own["block"] < row["look"]]  # later blocks bear on nothing
+        if abs(row["delta"]) <= limit:
+            depth = y + _DOTS_FROM + _DOTS_HIGH * own["block"] / deepest
+            joined = "" if design.independent else "-"
+            axes.plot(own[design.metric], depth, f".{joined}", color=style["color"], ms=5, linewidth=0.5, alpha=0.7)
+        _draw_difference(axes, y, row, limit, style)
         axes.text(1.02, y, row["verdict"], transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    axes.set(xlim=(-limit, limit), ylim=(len(arms) - 0.5, -0.5), yticks=range(len(arms)))
-    axes.set_yticklabels([f"{shorten(arm)} ({n})" for arm, n in zip(arms["arm"], arms["n"], strict=True)])
+    axes.set(xlim=(-limit, limit), ylim=(len(arms) - 0.35, -0.5), yticks=range(len(arms)))
+    names = [f"{shorten(row['arm'])} ({counted(row)})" for row in rows_of(arms)]
+    axes.set_yticklabels(names)
     axes.locator_params(axis="x", nbins=7)
     axes.set_xlabel(f"{design.metric} minus the control's ({METRICS[design.metric].unit}); lower is better")
-    intervals = f"{100 * (1 - design.alpha):.0f} % simultaneous intervals"
-    axes.set_title(f"{intervals}; shaded: margin ±{design.margin:g}; grey brackets: smallest effect seen 4 times in 5")
-    axes.title.set_fontsize(10)
+    axes.set_title(_forest_words(design, floor), fontsize=9, loc="left")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return drawing
+
+
+def _forest_words(design: Design, floor: float) -> str:
+    bands = f"shaded: margin ±{design.margin:g}"
+    bands += f", darker: sd of the twin ±{floor:.2g}" if np.isfinite(floor) else ""
+    behind = "" if design.independent else "; thin grey: the same runs as independent seeds"
+    dots = "runs less the control's mean" if design.independent else "blocks, the first on top"
+    intervals = f"{100 * (1 - design.alpha):.0f} % simultaneous intervals"
+    return f"{intervals}{behind}; dots: {dots}\n{bands}; ticks: smallest effect seen 4 times in 5"
 
 
 def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> Figure:
@@ -134,7 +162,7 @@ def throughput(table: pd.DataFrame, design: Design, scaling: Scaling | None) -> 
     axes.set_title("Bars: 95 % interval of the speed, simultaneous interval of the difference in loss", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(drawing, axes, len(known) + 1)
+    legend(drawing, axes, len(known) + 1)
     return drawing
 
 
@@ -179,7 +207,8 @@ def shorten(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
-def _legend(drawing: Figure, axes: Axes, entries: int) -> None:
+def legend(drawing: Figure, axes: Axes, entries: int) -> None:
+    """Names of what ``axes`` shows, under the drawing, in at most five columns."""
     handles, labels = axes.get_legend_handles_labels()
     names = dict(zip(labels, handles, strict=True))
     if names:
@@ -188,41 +217,73 @@ def _legend(drawing: Figure, axes: Axes, entries: int) -> None:
         )
 
 
+def valid(runs: pd.DataFrame) -> pd.DataFrame:
+    """The valid finished runs of the compared arms; those of budgets are left out."""
+    return runs[(runs["status"] == "FINISHED") & runs["invalid"].isna() & (runs["role"] != "budget")]
+
+
+def by_block(points: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """``points`` with a column ``block``: the number of each row's ``run_key`` among its arm's, from 0."""
+    numbers = {key: block for arm in design.arms for block, key in enumerate(arm.run_keys)}
+    return points.assign(block=points["run_key"].map(numbers))
+
+
+def less_control(points: pd.DataFrame, design: Design, value: str) -> pd.DataFrame:
+    """The column ``value`` less the control's: of the same block or, where seeds are independent, less its mean.
+
+    Args:
+        points: a row for each run, or for each evaluation of a run where there is a column ``tokens``; with ``arm``,
+            ``run_key`` and ``value``.
+        design: what was declared.
+        value: a column, whose unit the difference has.
+
+    Returns:
+        The rows whose block (and evaluation) the control has too, with their ``block``.
+    """
+    points = by_block(points, design)
+    keys = [*([] if design.independent else ["block"]), *(["tokens"] if "tokens" in points else [])]
+    control = points[points["arm"] == design.control.name]
+    if not keys:
+        return points.assign(**{value: points[value] - control[value].mean()}).dropna(subset=value)
+    joined = points.merge(control.groupby(keys)[value].mean().rename("level").reset_index(), on=keys)
+    return joined.assign(**{value: joined[value] - joined["level"]}).drop(columns="level")
+
+
 def _late_losses(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> pd.DataFrame:
     """Validation losses of the compared arms' valid finished runs, after the first part of training."""
-    good = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna() & (runs["role"] != "budget")]
-    points = curves[curves["metric"] == "val/loss"].merge(good[["run_key", "arm"]], on=["run_key", "arm"])
+    points = curves[curves["metric"] == "val/loss"].merge(valid(runs)[["run_key", "arm"]], on=["run_key", "arm"])
     return points[points["tokens"] >= _ZOOM_FROM * points["tokens"].max()]
-
-
-def _less_control(points: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """The losses minus the control's mean at the same tokens; those without one are left out."""
-    level = points[points["arm"] == design.control.name].groupby("tokens")["value"].mean()
-    return points.assign(value=points["value"] - points["tokens"].map(level)).dropna(subset="value")
 
 
 def _draw_difference(axes: Axes, y: float, row: dict[str, Any], limit: float, style: dict[str, Any]) -> None:
     delta, colour = row["delta"], style["color"]
     if np.isfinite(row["mde"]):
         ends = np.array([-row["mde"], row["mde"]])
-        axes.plot(ends, [y, y], "|", color="0.55", markersize=11, clip_on=True)
+        axes.plot(ends, [y - 0.18] * 2, "|", color="0.55", markersize=7, clip_on=True)
     if abs(delta) > limit:
         edge = np.sign(delta) * limit
         arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.5}
         axes.annotate("", (edge, y), (0.86 * edge, y), arrowprops=arrow)
         axes.text(0.84 * edge, y, f"{delta:+.3f}", va="center", ha="right" if delta > 0 else "left", fontsize=9)
     elif np.isfinite(delta):
+        if np.isfinite(row["independent_half"]):
+            wide = delta + np.array([-1, 1]) * row["independent_half"]
+            axes.plot(wide, [y, y], color="0.6", linewidth=0.9, solid_capstyle="butt", zorder=1.5)
         half = np.array([[delta - row["ci_low"]], [row["ci_high"] - delta]])
         error = half if np.isfinite(half).all() else None
         point = {"fmt": style["marker"], "color": colour, "capsize": 3, "markersize": 5, "linewidth": 1.5}
         axes.errorbar([delta], [y], xerr=error, **point)
 
 
-def _forest_limit(arms: pd.DataFrame, design: Design) -> float:
+def _forest_limit(arms: pd.DataFrame, dots: pd.DataFrame, design: Design) -> float:
     """Half the width of the forest's axis: room for all arms, unless a known-bad one would squeeze the others."""
-    known_bad = arms["arm"].isin([arm.name for arm in design.arms if arm.role == "check" and arm.expect == "worse"])
-    ends = np.abs(arms[["delta", "ci_low", "ci_high"]].to_numpy(float))
-    room = [1.15 * float(np.max(e, initial=0.0, where=np.isfinite(e))) for e in (ends[~known_bad], ends[known_bad])]
+    known_bad = [arm.name for arm in design.arms if arm.role == "check" and arm.expect == "worse"]
+    wide = pd.concat([arms["delta"] - arms["independent_half"], arms["delta"] + arms["independent_half"]])
+    ends = pd.concat([*(arms[end] for end in ("delta", "ci_low", "ci_high")), wide]).astype(float)
+    names = pd.concat([arms["arm"]] * 5)
+    reach = pd.concat([ends.abs(), dots[design.metric].abs()]).to_numpy(float)
+    bad = pd.concat([names, dots["arm"]]).isin(known_bad).to_numpy()
+    room = [1.15 * float(np.max(reach, initial=0.0, where=np.isfinite(reach) & own)) for own in (~bad, bad)]
     others = max(2 * design.margin, room[0])
     return room[1] if others < room[1] <= _KNOWN_BAD_ROOM * others else others
 

@@ -42,7 +42,7 @@ def table_text(table: pd.DataFrame, design: Design) -> str:
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(columns, widths, strict=True))
         wrapped = textwrap.wrap(why.replace(" %", "\N{NO-BREAK SPACE}%"), max(_WIDTH - indent, _WHY_WIDTH)) or [""]
         lines += [(start + wrapped[0]).rstrip(), *(" " * indent + rest for rest in wrapped[1:])]
-    return "\n".join([_fold(headline(design)), *lines, _fold(bottom_line(table))])
+    return "\n".join([_fold(headline(design)), *lines, _fold(bottom_line(table, design))])
 
 
 def summary_markdown(table: pd.DataFrame, design: Design) -> str:
@@ -52,7 +52,7 @@ def summary_markdown(table: pd.DataFrame, design: Design) -> str:
         f"# {render.plain(_title(design))}",
         render.plain(design.question),
         markdown_table(titles(table, design), rows),
-        f"{headline(design)}\n\n{bottom_line(table)}",
+        f"{headline(design)}\n\n{bottom_line(table, design)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -79,7 +79,7 @@ def write(stages: Sequence[Stage], out_dir: Path, *, reproduce: str = "") -> dic
         table, scaling = stage.table, stage.scaling
         prefix = "confirm-" if stage.design.confirms else ""
         drawings[f"{prefix}losses"] = figures.losses(stage.runs, stage.curves, stage.design)
-        drawings[f"{prefix}forest"] = figures.forest(table, stage.design)
+        drawings[f"{prefix}forest"] = figures.forest(table, stage.design, stage.runs)
         drawings[f"{prefix}throughput"] = figures.throughput(table, stage.design, scaling)
         parts += sections(stage, table, scaling, prefix, len(stages) > 1)
         which = {"stage": "confirm" if stage.design.confirms else "declared"}

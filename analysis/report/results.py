@@ -87,15 +87,16 @@ def results_markdown(files: Sequence[Path]) -> str:
     shared: set[tuple[str, ...]] = set()  # the control and the checks, which read the same in every experiment
     tables = [compare(runs, design) for design, runs in kept]
     worth = all(table["worth"].notna().any() for table in tables)
+    programme = any(design.order > 1 for design, _ in kept)
     for (design, _), table in zip(kept, tables, strict=True):
         if not worth:
             table["worth"] = math.nan
-        names = titles(table, design)
+        names = titles(table, design, programme=programme)
         speed = names.index("tok/s")  # which kept runs need not have in common
         head = (*names[:speed], *names[speed + 1 :])
         asked = []
         for row in rows_of(table):
-            line = [cell.replace("<", "&lt;") for cell in cells(row, table, design)]
+            line = [cell.replace("<", "&lt;") for cell in cells(row, table, design, programme=programme)]
             del line[speed]
             if row["role"] == "variant":
                 asked.append(line)

@@ -16,12 +16,10 @@ from analysis.report.cells import (
     cells,
     count,
     decode,
-    equal_variances,
     headline,
     interval,
     known,
     number,
-    p_value,
     percent,
     rows_of,
     speed,
@@ -30,26 +28,16 @@ from analysis.report.cells import (
 )
 from analysis.report.decode import Decode
 from analysis.report.render import Code, Items, Part, Picture, Section, Table
-from analysis.stats.compare import compare
+from analysis.report.statistics import WORDS, statistics
+from analysis.stats.compare import DECIDED, compare
 from analysis.stats.worth import Scaling
-from analysis.store.schema import METRICS, Arm, Design
+from analysis.store.schema import Arm, Design, difference_unit
 from analysis.store.stratum import Stratum
 
-WORDS = {
-    "better, worse": "the simultaneous interval of the difference excludes 0; lower loss is better. "
-    "“within margin” is added where the interval is also inside the margin",
-    "equivalent": "two one-sided tests place the difference inside the margin",
-    "undecided": "neither is shown, or declared runs are missing: no evidence of no difference",
-    "invalid": "a validity gate failed or the runs are not comparable; the numbers mean nothing",
-    "screen": "one seed an arm: a number to plan with, no verdict",
-    "as expected, differs": "a control against itself; honest ones differ as often as alpha says, and are kept",
-    "per second": "the same question after equal training time: the arm's loss against what the control reaches, by "
-    "its runs on other numbers of tokens, in the time that the arm took; speeds are those of the runs themselves",
-}
 WORTH = (
     "The control was also trained, and decayed, on other numbers of tokens. Between them its loss is interpolated in "
     "the logarithm of the tokens; an arm's loss is worth the data with which the control reaches it, and the interval "
-    "holds the numbers of tokens from which the arm cannot be told, by the same sigma as its difference."
+    "holds the numbers of tokens from which the arm cannot be told, block by block."
 )
 
 
@@ -95,7 +83,7 @@ def sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix:
         stage_title = "To confirm, on fresh seeds" if design.confirms else "As declared"
         if design.confirms:
             intro = (
-                "What the first stage showed, asked once more of seeds that it did not use, with a control of its own. "
+                "What the first stage showed, asked once more of seeds that it did not use, the control's too. "
                 "The stages are judged apart and never pooled; this one has the last word."
             )
     verdicts: list[Part] = [
@@ -103,11 +91,15 @@ def sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix:
         f"Source: {design.source}" if design.source and not design.confirms else "",
         headline(design),
         Table(titles(table, design), [cells(row, table, design) for row in rows]),
-        bottom_line(table),
+        bottom_line(table, design),
         Items([(row["arm"], _sentence(row, design)) for row in rows if row["role"] != "control"]),
     ]
-    band = "Validation loss against training tokens (left), and its difference from the control's mean (right)."
-    interval_words = "Differences from the control with their simultaneous intervals."
+    band = (
+        f"Validation loss against training tokens (left), and its difference from the control{_within(design)} (right)."
+    )
+    interval_words = (
+        f"Differences from the control{_within(design)} with their simultaneous intervals; {_dots(design)}."
+    )
     return [
         Section(stage_title, [part for part in verdicts if part]),
         Section("Losses", [Picture(f"{prefix}losses", band)], level),
@@ -122,7 +114,7 @@ def sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix:
             if scaling
             else []
         ),
-        Section("Statistics", _statistics(rows, design), level),
+        Section("Statistics", statistics(rows, design), level),
         Section("Validity", _validity(rows, stage), level),
         Section("Runs", [_runs_table(stage)], level),
     ]
@@ -142,8 +134,19 @@ def closing(stages: Sequence[Stage], reproduce: str) -> list[Section]:
     ]
 
 
+def _within(design: Design) -> str:
+    return "'s mean" if design.independent else " within blocks"
+
+
+def _dots(design: Design) -> str:
+    """What the dots of the forest plot are, and the line behind an interval."""
+    if design.independent:
+        return "dots: runs"
+    return "dots: blocks, the first on top; grey line: the interval that independent seeds would give the same runs"
+
+
 def _sentence(row: Row, design: Design) -> str:
-    unit = METRICS[design.metric].unit.replace("nats/token", "nats")
+    unit = difference_unit(design.metric)
     if not known(row["ci_low"]):
         return f"{row['verdict']}: {row['why']}"
     size = f"{number(abs(row['delta']))} {unit} {'above' if row['delta'] > 0 else 'below'} the control"
@@ -208,8 +211,8 @@ def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
 
 def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[Part]:
     budgets = [
-        (f"{factor:g}x", count(factor * design.tokens_per_run), str(n), number(mean), number(sd))
-        for factor, n, mean, sd in zip(scaling.factors, scaling.ns, scaling.means, scaling.sds, strict=True)
+        (f"{factor:g}x", count(factor * design.tokens_per_run), str(losses.size), number(losses.mean()), number(sd))
+        for factor, losses, sd in zip(scaling.factors, scaling.losses, scaling.losses.std(axis=1, ddof=1), strict=True)
     ]
     told = [
         (
@@ -220,43 +223,8 @@ def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[
         for row in rows
         if known(row["worth"])
     ]
-    parts: list[Part] = [WORTH, Table(("control on", "tokens", "n", "mean", "sd"), budgets)]
+    parts: list[Part] = [WORTH, Table(("control on", "tokens", "blocks", "mean", "sd"), budgets)]
     return [*parts, Table(("arm", "worth", "interval"), told)] if told else parts
-
-
-def _statistics(rows: Sequence[Row], design: Design) -> list[Part]:
-    tost = f"{100 * (1 - 2 * design.alpha):.0f} % interval (TOST)"
-    heads = (
-        *("arm", "n", "mean", "sigma (df)", "equal variances", "delta", "simultaneous interval", "p", "p (adj.)"),
-        *(tost, "smallest effect", "flags"),
-    )
-    lines = [
-        (
-            row["arm"],
-            f"{row['n']} of {row['declared']}",
-            number(row["mean"]),
-            f"{number(row['sigma'])} ({row['df']:.3g}){'' if row['pooled'] else ' not pooled'}"
-            if known(row["sigma"])
-            else "–",
-            ", ".join(words for _, words in equal_variances(row)) or "–",
-            number(row["delta"], "+"),
-            interval(row["ci_low"], row["ci_high"]),
-            p_value(row["p"]) or "–",
-            p_value(row["p_adj"]) or "–",
-            interval(row["tost_low"], row["tost_high"]),
-            number(row["mde"]),
-            row["flags"],
-        )
-        for row in rows
-    ]
-    family = sum(row["role"] == "variant" for row in rows)
-    how = (
-        f"alpha {design.alpha:g}, margin ±{design.margin:g}, a family of {family}; checks are compared one at a time. "
-        + ("Paired: each run with the control's of the same seed, Holm's p and Bonferroni's intervals." if design.paired
-           else "Dunnett's intervals where variances pool, each as wide at least as the arm's own scatter asks; else "
-           "Welch's with Holm's p and Bonferroni's intervals.")
-    )  # fmt: skip
-    return [how, Table(heads, lines)]
 
 
 def _validity(rows: Sequence[Row], stage: Stage) -> list[Part]:
@@ -267,15 +235,16 @@ def _validity(rows: Sequence[Row], stage: Stage) -> list[Part]:
         for arm, seed, why in zip(broken["arm"], broken["seed"], broken["invalid"], strict=True)
     ]
     told += [(row["arm"], row["flags"]) for row in rows if row["flags"]]
-    missing = [
-        (
-            row["arm"],
-            f"{row['declared'] - row['n'] - row['gates_failed']} of {row['declared']} declared runs not finished",
-        )
-        for row in rows
-        if row["declared"] > row["n"] + row["gates_failed"]
-    ]
-    passed, failed = sum(row["n"] for row in rows), sum(row["gates_failed"] for row in rows)
+    finished = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].groupby("arm").size()
+    missing = []
+    for row in rows:
+        left = row["declared"] - finished.get(row["arm"], 0) - row["gates_failed"]
+        decided = stage.design.looks and row["verdict"] in DECIDED and known(row["look"])
+        if left > 0:
+            why = f", decided after {row['look']:.0f}" if decided else ""
+            missing.append((row["arm"], f"{left} of {row['declared']} declared runs not finished{why}"))
+    passed = sum(finished.get(row["arm"], 0) for row in rows)
+    failed = sum(row["gates_failed"] for row in rows)
     summary = f"{passed} of {passed + failed} finished runs passed every gate; outliers are flagged, never left out."
     return [summary, *([Items(told + missing)] if told or missing else [])]
 

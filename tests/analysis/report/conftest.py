@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 
 from analysis.stats.compare import compare
+from analysis.store.schema import Prior
 from tests.analysis.tables import arm, change, design, frame
 
 ARMS = {
-    "again": [10.1, 10.3, 10.5],
-    "nope": [19.0, 19.2, 19.4],
-    "wide": [6.0, 6.2, 6.4],
-    "same": [10.2, 10.3, 10.5],
+    "twin": [10.05, 10.15, 10.42],
+    "nope": [19.0, 19.4, 19.3],
+    "wide": [6.0, 6.3, 6.35],
+    "same": [10.1, 10.25, 10.5],
     "part": [10.2, 10.3],
     "bad": [10.2, 10.3, 10.4],
     "none": [],
@@ -20,7 +21,7 @@ ARMS = {
 
 
 PLAN = design(
-    arm("again", 3, "check", expect="same"),
+    arm("twin", 3, "check", expect="same", diff={"train.init_perturbation": (0.0, 2.0**-20)}),
     arm("nope", 3, "check", expect="worse"),
     arm(
         "wide",
@@ -31,6 +32,7 @@ PLAN = design(
         expect="worse",
     ),
     *(arm(name, 3) for name in ("same", "part", "bad", "none")),
+    prior=Prior(sd=0.1, df=10, source="earlier experiments."),
 )
 
 

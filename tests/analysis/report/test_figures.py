@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 from analysis.report import figures
 from analysis.stats.compare import compare
 from analysis.stats.worth import Scaling
+from analysis.store.schema import Prior
 from tests.analysis.report.conftest import NO_CURVES, PLAN
 from tests.analysis.tables import arm, change, design, frame
 
-SCALING = Scaling(factors=(0.5, 1.0, 2.0), ns=(4, 4, 4), means=(13.3, 10.3, 8.3), sds=(0.1, 0.1, 0.1))
+BUDGETS = np.add.outer([13.3, 10.3, 8.3], [-0.1, 0.0, 0.0, 0.1])
+SCALING = Scaling(factors=(0.5, 1.0, 2.0), blocks=(0, 1, 2, 3), losses=BUDGETS, alpha=0.05)
 
 
 def test_each_arm_is_drawn_once_at_its_losses(runs, curves, table):
@@ -24,9 +27,27 @@ def test_each_arm_is_drawn_once_at_its_losses(runs, curves, table):
     assert lines["control"].get_ydata()[-1] == pytest.approx(10.3 + 0.1)
     differences = {line.get_label(): line.get_ydata() for line in right.lines}
     assert abs(differences["control"]).max() < 1e-9
-    for name, line in lines.items():
-        level = lines["control"].get_ydata()[: len(line.get_ydata())]
-        assert differences[name] == pytest.approx(line.get_ydata() - level)
+    assert len(differences["none"]) == 0
+    for name in ("twin", "nope", "wide", "same"):  # each step's mean over the three blocks that both have
+        own = runs[runs["arm"] == name]["final/val_loss"].to_numpy() - [10.0, 10.2, 10.4]
+        assert differences[name] == pytest.approx([own.mean()] * 9)
+        assert len(differences[name]) == len(lines[name].get_ydata())
+
+
+def test_a_difference_is_within_its_block_or_else_from_the_mean():
+    """A spread that control and arm share is in no difference; where seeds are independent it is."""
+    generator = np.random.default_rng(0)
+    shared, own = 100 * generator.normal(size=4), generator.normal(size=4)
+    plan = design(arm("a", 4))
+    given = frame({"control": shared, "a": shared + own}, plan)
+    found = figures.less_control(given, plan, plan.metric)
+    values = found.loc[found["arm"] == "a", plan.metric]
+    assert values.to_numpy() == pytest.approx(own)
+    assert found.loc[found["arm"] == "control", plan.metric].abs().max() == 0
+    lost = figures.less_control(given[given["run_key"] != "control-2"], plan, plan.metric)
+    assert lost.loc[lost["arm"] == "a", "block"].tolist() == [0, 1, 3]
+    alone = figures.less_control(given, replace(plan, independent=True), plan.metric)
+    assert alone.loc[alone["arm"] == "a", plan.metric].to_numpy() == pytest.approx(shared + own - shared.mean())
 
 
 def test_runs_that_do_not_count_are_not_drawn(runs, curves):
@@ -35,13 +56,13 @@ def test_runs_that_do_not_count_are_not_drawn(runs, curves):
     assert min(min(line.get_ydata(), default=9) for line in left.lines) > 5
 
 
-def test_the_forest_has_each_difference_its_interval_and_its_word(table):
-    (axes,) = figures.forest(table, PLAN).axes
+def test_the_forest_has_each_difference_its_interval_and_its_word(runs, table):
+    (axes,) = figures.forest(table, PLAN, runs).axes
     words = [text.get_text() for text in axes.texts]
     verdicts = table["verdict"].tolist()[1:]
     assert [word for word in words if word in verdicts] == verdicts
     assert axes.get_xlim()[1] < 9 < table.loc[2, "delta"] + 1  # the known-bad check is an arrow with its value
-    assert "+8.900" in words
+    assert f"{table.loc[2, 'delta']:+.3f}" in words
     points = {round(float(line.get_xdata()[0]), 6) for line in axes.lines if len(line.get_xdata()) == 1}
     assert round(float(table.set_index("arm").loc["wide", "delta"]), 6) in points
     brackets = [
@@ -52,6 +73,25 @@ def test_the_forest_has_each_difference_its_interval_and_its_word(table):
     segments = [c.get_segments()[0][:, 0].tolist() for c in axes.collections if hasattr(c, "get_segments")]
     wide = table.set_index("arm").loc["wide"]
     assert [wide["ci_low"], wide["ci_high"]] in [pytest.approx(segment) for segment in segments]
+    behind = [line.get_xdata().tolist() for line in axes.lines if line.get_color() == "0.6"]
+    ends = [wide["delta"] - wide["independent_half"], wide["delta"] + wide["independent_half"]]
+    assert ends in [pytest.approx(line) for line in behind]
+    dots = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "."]
+    assert pytest.approx([-4.0, -3.9, -4.05]) in dots  # wide, block by block
+    assert len(dots) == len([x for x in table["delta"].iloc[1:] if abs(x) < axes.get_xlim()[1]])
+    twin = table.set_index("arm").loc["twin"]
+    assert f"sd of the twin ±{twin['own_sd']:.2g}" in axes.get_title(loc="left")
+    heights = {round(float(y) % 1, 6) for line in axes.lines if line.get_marker() == "." for y in line.get_ydata()}
+    assert len(heights) == 3  # a block stands in one place, whatever the arm
+
+
+def test_blocks_after_the_deciding_look_are_not_drawn():
+    plan = design(arm("a", 4), control=4, looks=(2, 4), margin=0.1, prior=Prior(sd=0.05, df=10, source="x"))
+    given = frame({"control": [1.0, 2.0, 3.0, 4.0], "a": [2.0, 3.1, 4.0, 9.0]}, plan)
+    table = compare(given, plan)
+    assert table.loc[1, ["verdict", "look"]].tolist() == ["worse", 2.0]
+    (axes,) = figures.forest(table, plan, given).axes
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_marker() == "."] == [2]
 
 
 def test_speed_and_loss_with_the_line_of_equal_time(table):
@@ -76,11 +116,11 @@ def test_nothing_to_draw_is_no_error(values):
     table = compare(given, plan)
     for drawing in (
         figures.losses(given, NO_CURVES, plan),
-        figures.forest(table, plan),
+        figures.forest(table, plan, given),
         figures.throughput(table, plan, SCALING),
     ):
         drawing.canvas.draw()
-    labels = [label.get_text() for label in figures.forest(table, plan).axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in figures.forest(table, plan, given).axes[0].get_yticklabels()]
     assert all(len(label) < 36 for label in labels)
 
 

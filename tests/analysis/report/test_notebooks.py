@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import nbformat
 import numpy as np
@@ -17,7 +18,7 @@ from scipy import stats
 
 from analysis.report import explore
 from analysis.report.export import NOTEBOOKS, NotebookError, execute, export
-from analysis.store.load import load_design, load_runs
+from analysis.store.load import CURVE_COLUMNS, load_design, load_runs
 from tests.analysis.tables import arm, design, frame
 from tests.conftest import ROOT
 from tests.runners.children import wait_for
@@ -36,7 +37,7 @@ def test_all_three_are_there():
 def test_stored_thin_and_without_outputs(file):
     book = nbformat.read(file, as_version=4)
     nbformat.validate(book)
-    assert len(book.cells) < 15
+    assert len(book.cells) < 18
     for cell in book.cells:
         if cell.cell_type == "code":
             assert cell.outputs == []
@@ -49,15 +50,44 @@ def test_stored_thin_and_without_outputs(file):
             assert all(str(module).split(".")[0] == "analysis" for module in modules)
 
 
-def test_the_strip_has_every_run_and_its_mean():
+def test_the_strip_has_every_run_its_block_and_its_mean():
     plan = design(arm("a", 3), arm("none", 2))
     runs = frame({"control": [1.0, 2.0, 3.0, 6.0], "a": [2.0, 3.0, 4.0]}, plan)
     (axes,) = explore.strip(runs, plan, plan.metric).axes
     points = [line.get_xdata().tolist() for line in axes.lines if line.get_linestyle() == "None"]
     assert points == [[1.0, 2.0, 3.0, 6.0], [2.0, 3.0, 4.0], []]
-    means = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() != "None"]
+    blocks = [line.get_xdata().tolist() for line in axes.lines if line.get_color() == "0.8"]
+    assert blocks == [[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [6.0]]
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_linewidth() == 2]
     assert means == [3.0, 3.0]
     assert axes.get_xlabel() == "final/val_loss (nats/token)"
+    (apart,) = explore.strip(runs, replace(plan, independent=True), plan.metric).axes
+    assert not [line for line in apart.lines if line.get_color() == "0.8"]
+
+
+def test_what_a_block_shares_is_measured_along_the_way():
+    """Against the sd and the correlation of normal losses that are known: the arm is 0.6 of the control, and noise."""
+    generator = np.random.default_rng(0)
+    blocks = 20_000
+    plan = design(arm("a", blocks), arm("late", 2), control=blocks)
+    control, noise = generator.normal(size=(2, blocks))
+    rows = [
+        (f"{name}-{block}", name, 7 + block, "val/loss", step, 256.0 * step, value + step)
+        for step in (1, 2)
+        for name, values in (("control", control), ("a", 0.6 * control + 0.8 * noise), ("late", control[:2]))
+        for block, value in enumerate(values)
+    ]
+    found = explore.pairing(pd.DataFrame(rows, columns=CURVE_COLUMNS), plan)
+    assert found["arm"].tolist() == ["a", "a"]  # two blocks of the other know no sd
+    assert found["tokens"].tolist() == [256.0, 512.0]
+    assert found["blocks"].tolist() == [blocks] * 2
+    assert found["correlation"].tolist() == pytest.approx([0.6] * 2, abs=0.02)
+    assert found["sd"].tolist() == pytest.approx([math.sqrt(0.8)] * 2, rel=0.02)  # 1 + 1 - 2 * 0.6
+    assert found["independent"].tolist() == pytest.approx([math.sqrt(2)] * 2, rel=0.02)
+    left, right = explore.pairing_figure(found, plan, "nats/token").axes
+    assert left.lines[0].get_ydata().tolist() == found["sd"].tolist()
+    assert right.lines[0].get_ydata().tolist() == found["correlation"].tolist()
+    explore.pairing_figure(found.iloc[:0], plan, "nats/token").canvas.draw()
 
 
 def test_the_spread_is_that_of_the_seeds():
@@ -147,13 +177,14 @@ def test_the_notebooks_show_what_the_store_holds(tmp_path):
     plan = load_design(EXPERIMENT, uri)
     control = load_runs(plan, uri).query("arm == 'control'")["final/val_loss"]
     assert explore.choose(tracking_uri=uri)[0] == plan
+    valid = sum(len(one.run_keys) for one in plan.compared)
     with pytest.raises(LookupError, match="nosuch"):
         explore.choose("nosuch", uri)
     files = export(EXPERIMENT, tmp_path / "out", tracking_uri=uri)
     assert sorted(files) == ["notebook baseline", "notebook losses", "notebook throughput"]
     for name, file in files.items():
         text = file.read_text(encoding="utf-8")
-        assert f"{EXPERIMENT}: 7 valid finished runs" in text
+        assert f"{EXPERIMENT}: {valid} valid finished runs" in text
         assert "<script" not in text
         assert not re.search(r'(src|href)="(?!data:|#)', text)
         assert text.count("data:image/png") >= (3 if "losses" in name else 4)

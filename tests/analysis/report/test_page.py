@@ -4,6 +4,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -18,20 +19,63 @@ from tests.analysis.tables import arm, design, frame
 
 
 def test_text_shows_every_arm_its_numbers_and_its_word(table):
-    lines = report.table_text(table, PLAN).splitlines()
-    assert lines[0] == "width · tiny · 256k tokens/run · final/val_loss · margin 1 · declared seeds 4 + 3"
-    rows = {line.split()[0]: line for line in lines[2:-1] if not line.startswith(" ")}
+    text, bottom = report.table_text(table, PLAN).split("\nsmallest effect this design could see ")
+    lines, bottom = text.splitlines(), " ".join(bottom.split())
+    assert lines[0] == "width · tiny · 256k tokens/run · final/val_loss · margin 1 · declared blocks 3"
+    rows = {line.split()[0]: line for line in lines[2:] if not line.startswith(" ")}
     assert list(rows) == table["arm"].tolist()
     wide = table.set_index("arm").loc["wide"]
     assert f"{wide['delta']:+.4f} [{wide['ci_low']:+.4f}, {wide['ci_high']:+.4f}]" in rows["wide"]
     assert " better " in rows["wide"]
     assert "+10.0 %" in rows["wide"]
-    assert "10.3000, sigma" in rows["control"]
+    assert "10.3000, seed sd 0.2582" in rows["control"]
     assert "2/3" in rows["part"]
-    assert "2 of 3 runs finished" in rows["part"]
+    assert "2 of 3 blocks done" in rows["part"]
     assert "the label shift is off" in rows["bad"]
-    assert "gates passed 20/21 · runs counted 20/25" in lines[-1]
-    assert "smallest effect this design could see" in lines[-1]
+    assert "gates passed 20/21 · runs counted 20/25" in bottom
+    judged = table[table["arm"].isin(["wide", "same"])]
+    effects, times = (
+        sorted(judged["mde"]),
+        sorted(2 * judged["independent_half"] / (judged["ci_high"] - judged["ci_low"])),
+    )
+    assert bottom.startswith(
+        f"{effects[0]:.4f} to {effects[1]:.4f} · seed correlation {judged['correlation'].min():+.2f} to "
+    )
+    assert f"intervals {times[0]:.1f} to {times[1]:.1f} times narrower than independent seeds would give" in bottom
+    assert f"floor, sd of twin: {table.loc[1, 'own_sd']:.4f}" in bottom
+    assert "programme" not in text + bottom
+
+
+def test_the_programme_has_a_column_from_its_second_experiment_on(runs):
+    for order, words in ((2, "2nd"), (3, "3rd"), (11, "11th"), (21, "21st")):
+        plan = replace(PLAN, order=order)
+        table = compare(runs, plan)
+        text = " ".join(report.table_text(table, plan).split())
+        assert "p (adj.) p (programme) params" in text
+        assert f"the {words} experiment that this control has served: p (programme) is p (adj.) times {order} x" in text
+        assert report.summary_markdown(table, plan).count("p (programme)") == 2
+    shown = report.summary_markdown(table, plan).split("| same |")[1].split("|")
+    assert shown[3].strip() != shown[4].strip() == "1.00"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "declared blocks 5"),
+        ({"first_seed": 100}, "declared blocks 5 from seed 100"),
+        ({"looks": (2, 3, 5)}, "looks after 2, 3, 5 blocks"),
+        ({"independent": True}, "independent seeds 8 + 5"),
+    ],
+)
+def test_the_headline_says_what_was_declared(fields, words):
+    plan = design(arm("a", 5), arm("b", 5), control=8, **fields)
+    values = np.random.default_rng(0).normal(size=(3, 8))
+    runs = frame(dict(zip(("control", "a", "b"), (values[0], values[1][:5], values[2][:5]), strict=True)), plan)
+    table = compare(runs, plan)
+    text = report.table_text(table, plan)
+    assert text.splitlines()[0].endswith(f" · {words}")
+    assert ("times narrower" in text) is ("seed correlation" in text) is (not plan.independent)
+    assert "floor" not in text  # there is no twin
 
 
 def test_text_fits_and_has_no_nan(table):
@@ -133,11 +177,18 @@ def test_the_page_needs_nothing_else_and_has_everything_in_its_cells(runs, curve
         assert shown[3] == row["verdict"]
         if math.isfinite(row["ci_low"]):
             assert shown[2] == f"{row['delta']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
-    statistics = next(rows for rows in page.cells if "equal variances" in rows[0])
-    place = statistics[0].index("smallest effect")
-    assert [row[place] for row in statistics[1:] if row[0] == "wide"] == [
-        f"{table.set_index('arm').loc['wide', 'mde']:.4f}"
-    ]
+    wide = table.set_index("arm").loc["wide"]
+    for title, cell in (
+        ("smallest effect", f"{wide['mde']:.4f}"),
+        ("look", "3"),
+        ("moderated sd (df)", f"{wide['sigma']:.4f} (12)"),
+        ("own sd within blocks", f"{wide['own_sd']:.4f}"),
+        ("seed correlation", f"{wide['correlation']:+.2f}"),
+        ("as independent seeds", f"{wide['independent_half']:.4f}"),
+    ):
+        statistics = next(rows for rows in page.cells if title in rows[0])
+        place = statistics[0].index(title)
+        assert [row[place] for row in statistics[1:] if row[0] == "wide"] == [cell]
     seeds = next(rows for rows in page.cells if "MLflow run" in rows[0])
     assert len(seeds) == len(runs) + 1
     words = " ".join(page.texts)
@@ -148,6 +199,7 @@ def test_the_page_needs_nothing_else_and_has_everything_in_its_cells(runs, curve
         "the label shift is off",
         "1 of 3 declared runs",
         "d1",
+        "0.1000 nats, with the weight of 10 degrees of freedom. Source: earlier experiments.",
     ):
         assert said in words
     assert "nan" not in words.replace("tenant", "")
@@ -158,7 +210,7 @@ def test_markdown_tells_what_changed_and_what_was_not_matched(runs, curves, tabl
     assert PLAN.question in text
     assert "](losses.png)" in text
     assert "model.mlp.intermediate_size 256 → 512, model.head_dim 16 → 8 (solved to match)" in text
-    assert "- **again (check)**: nothing but the seeds" in text
+    assert "- **twin (check)**: train.init_perturbation 0.0 → 9.5367431640625e-07" in text
     assert "| wide | +10.00 % |" in text
     assert "contradicts the expectation (worse)" in text
     assert "nan" not in text
@@ -181,7 +233,7 @@ def test_whatever_a_question_says_it_stays_text(text):
 
 def test_two_stages_stand_apart(runs, curves, tmp_path):
     again = design(*(one for one in PLAN.arms if one.name == "wide"), confirms=True)
-    fresh = frame({"control": [10.0, 10.2, 10.4, 10.6], "wide": [10.1, 10.3, 10.5]}, again)
+    fresh = frame({"control": [10.0, 10.2, 10.4, 10.6], "wide": [10.1, 10.35, 10.45]}, again)
     files = report.write([stage(PLAN, runs, curves), stage(again, fresh)], tmp_path)
     page = Page(files["report"].read_text(encoding="utf-8"))
     assert [title for title in page.titles if "declared" in title or "confirm" in title] == [
