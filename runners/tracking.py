@@ -17,7 +17,7 @@ from llama_variants.config import flatten
 from llama_variants.errors import ConfigError, Problem
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
-from runners.runs import looks
+from runners.runs import ledger
 from runners.runs.folder import RunFolder, Status
 from runners.runs.proofs import proven
 from runners.stores import alone, artifacts, checked, connect, move_artifacts
@@ -77,12 +77,12 @@ class Mirror:
         self._offsets: dict[str, int] = {}
 
     def declare(self) -> str:
-        """Have the store hold what the plan declares, and what was declared at the first look; the experiment's id.
+        """Have the store hold what the plan declares, and what the ledger says of it; the experiment's id.
 
         Done when the mirror is made, and once more before a report: another process may have reported meanwhile.
         Raises ConfigError where the store has another experiment of that name.
         """
-        design = looks.seen(self.plan, self.root)
+        design = ledger.seen(self.plan, self.root)
         found = self.client.get_experiment_by_name(design.experiment)
         if found is None:
             experiment_id = self.client.create_experiment(design.experiment, artifact_location=artifacts(self.uri))

@@ -1,4 +1,4 @@
-"""From run folders to verdicts: mirror, judge, write the report, and hold the verdicts against what is required."""
+"""From run folders to verdicts: mirror, judge, write the report, and compare the verdicts with what is required."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.report import page as reports
 from analysis.report import results
 from analysis.report.decode import Decode
 from analysis.report.sections import Stage
-from analysis.stats.compare import VERDICTS
+from analysis.stats.compare import VERDICTS, compare
 from analysis.store import load
+from analysis.store.schema import Design
 from analysis.store.stratum import Stratum
 from llama_variants.errors import ConfigError, Problem, one_of
 from runners.execution.mirrors import Mirrors
 from runners.planning.lookup import PROJECT
 from runners.planning.plan import Plan
-from runners.runs import looks
+from runners.runs import ledger
 from runners.runs.folder import RunFolder
 
 
@@ -36,7 +39,7 @@ class Reported:
         """The verdict tables for a terminal."""
         texts = []
         for stage in self.stages:
-            title = "to confirm, on fresh seeds:\n" if stage.design.confirms else ""
+            title = "to confirm, on fresh blocks:\n" if stage.design.confirms else ""
             texts.append(title + reports.table_text(stage.table, stage.design))
         return "\n\n".join(texts)
 
@@ -138,19 +141,39 @@ def report(
             faults.append(str(error))
     for stage, judged in zip(plan.stages, stages, strict=True):
         mirrors.publish(stage, reports.summary_markdown(judged.table, judged.design), files.values())
-        if not judged.design.screen:
-            looks.note(stage, judged.table.loc[judged.table["n"] > 0, "arm"], root)
     return Reported(stages=tuple(stages), files=files, page=mirrors.of(plan).page, faults=tuple(faults))
 
 
+def judge(stage: Plan, mirrors: Mirrors) -> pd.DataFrame:
+    """The verdicts on what has run so far, as a report would have them: that these are shown is noted, and no more."""
+    design, runs = mirrors.ask(lambda: _stored(stage, mirrors))
+    return compare(runs, design)
+
+
 def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:
+    design, runs = _stored(stage, mirrors)
+    return Stage(design=design, runs=runs, curves=load.load_curves(runs, tracking_uri=mirrors.uri))
+
+
+def _stored(stage: Plan, mirrors: Mirrors) -> tuple[Design, pd.DataFrame]:
+    """What the store has of a stage that is about to be judged, once it has all that the run folders have."""
+    ledger.note(stage, _shown(stage, mirrors.root), mirrors.root)
     mirror = mirrors.of(stage)
     mirror.declare()
     for run in (*stage.runs(), *stage.elsewhere()):
         mirror.sync(run)
     design = load.load_design(stage.design().experiment, mirrors.uri)
-    runs = load.load_runs(design, mirrors.uri)
-    return Stage(design=design, runs=runs, curves=load.load_curves(runs, tracking_uri=mirrors.uri))
+    return design, load.load_runs(design, mirrors.uri)
+
+
+def _shown(stage: Plan, root: Path) -> list[str]:
+    """The arms of which a difference from the control can be shown."""
+    done = {
+        arm.name: {run.seed for run in arm.runs if RunFolder(root, run.key).status.state == "FINISHED"}
+        for arm in stage.arms
+    }
+    control = done[stage.arms[0].name]
+    return [name for name, seeds in done.items() if (seeds and control if stage.independent else seeds & control)]
 
 
 def _decode(plan: Plan, made: Stage, reports: Path) -> Decode | None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from runners.execution.mirrors import Mirroring, Mirrors
 from runners.execution.slots import Slots
+from runners.execution.timing import duration
 from runners.execution.todo import made_apart, made_otherwise, statuses, unfinished
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
@@ -148,6 +149,8 @@ class _Board:
         self.offsets = dict.fromkeys(self.runs, ("", 0))  # attempt, and bytes of its log that were read
         self.heard = {key: folder.events()[1] for key, folder in self.folders.items()}  # bytes of events.log
         self.latest: dict[str, dict[str, float]] = {}
+        self.before: dict[str, int] = {}  # tokens of what is resumed
+        self.evaluated: set[str] = set()
         self.done: set[str] = set()
         self.began = time.time()
 
@@ -157,7 +160,11 @@ class _Board:
         rows, end = self.folders[key].rows(start if attempt == current else 0)
         self.offsets[key] = current, end
         for row in rows:
-            self.latest[key] = self.latest.get(key, {}) | {"step": row["step"], **row["metrics"]}
+            metrics = self.latest[key] = self.latest.get(key, {}) | {"step": row["step"], **row["metrics"]}
+            if row["time"] < self.began:
+                self.before[key] = int(metrics.get("tokens", 0))
+            elif "val/loss" in row["metrics"]:
+                self.evaluated.add(key)
         return self.latest.get(key, {})
 
     def _title(self, key: str) -> str:
@@ -181,35 +188,30 @@ class _Board:
             more = f" (see {file})" if file.exists() else ""
             return f"{self._title(key)}: {status.state}: {status.reason}{more}"
         latest = self._read(key)
-        seconds = status.ended - status.resumed
         return (
             f"{self._title(key)}: val/loss {latest['final/val_loss']:.4f} nats, "
-            f"{latest['final/tokens_per_s']:,.0f} tokens/s, {seconds:.0f} s"
+            f"{latest['final/tokens_per_s']:,.0f} tokens/s, {duration(status.ended - status.resumed)}"
         )
 
     def lines(self) -> list[str]:
         """One line for each run in hand, and one for the whole."""
-        lines, total, seen = [], 0, 0
+        lines, left, gained, judged = [], 0, 0, bool(self.done)
         for key, run in self.runs.items():
-            steps = run.recipe.train.num_steps
-            total += run.recipe.train.num_tokens
+            train = run.recipe.train
             status = self.folders[key].status
-            if key in self.done:
-                seen += run.recipe.train.num_tokens
-            elif status.state == "RUNNING" and status.resumed >= self.began - 1:
+            tokens = train.num_tokens if key in self.done else 0
+            if key not in self.done and status.state == "RUNNING" and status.resumed >= self.began - 1:
                 latest = self._read(key)
-                seen += int(latest.get("tokens", 0))
+                tokens = int(latest.get("tokens", 0))
+                judged |= key in self.evaluated
                 if latest:
                     lines.append(
-                        f"{self._title(key)}: step {int(latest['step'])}/{steps}, loss {latest['train/loss']:.4f}, "
-                        f"{latest['throughput/tokens_per_s']:,.0f} tokens/s"
+                        f"{self._title(key)}: step {int(latest['step'])}/{train.num_steps}, "
+                        f"loss {latest['train/loss']:.4f}, {latest['throughput/tokens_per_s']:,.0f} tokens/s"
                     )
+            left += train.num_tokens - tokens
+            gained += tokens - self.before.get(key, 0) if tokens else 0
         elapsed = time.time() - self.began
-        left = f"{_duration(elapsed * (total - seen) / seen)} left" if seen else "starting"
-        return [*lines, f"{len(self.done)} of {len(self.runs)} runs done, {_duration(elapsed)} gone, {left}"]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+        # Before the first evaluation, start-up is most of what has gone by.
+        ahead = f", {duration(elapsed * left / gained)} left" if judged and gained > 0 else ""
+        return [*lines, f"{len(self.done)} of {len(self.runs)} runs done, {duration(elapsed)} gone{ahead}"]

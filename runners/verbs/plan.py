@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import statistics
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from runners.verbs.common import (
     read_plan,
     verb,
 )
-from runners.verbs.effects import PAIRED, detectable, losses
+from runners.verbs.effects import Known, smallest_effect, spread, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,7 +65,7 @@ def plan(options: Options, context: Context) -> int:
         declared, *confirm = map(asdict, previews)
         print(json.dumps(declared | ({"confirm": confirm[0]} if confirm else {}), indent=1))
     else:
-        print("\n\nthen, to confirm, on fresh seeds: ".join(preview_text(one, whole.paired) for one in previews))
+        print("\n\nthen, to confirm, on fresh blocks: ".join(map(preview_text, previews)))
     return 0
 
 
@@ -102,30 +101,33 @@ class Preview:
     workers: int
     estimated_seconds: int
     estimate_basis: str
-    smallest_detectable_effect: float | None
-    sigma: float | None
-    sigma_source: str
+    looks: tuple[int, ...]
+    smallest_detectable_effect: float | None  # the largest of `effects`
+    effects: Mapping[str, float]  # by variant
+    sd: float | None  # of a difference within a block; of a run, where seeds are independent
+    sd_low: float | None
+    sd_high: float | None
+    sd_source: str  # or that it is not known
     margin: float
     screen: bool
     faults: Mapping[str, list[str]]  # what would make runs invalid, and of which arms
     files: Mapping[str, str]  # which the splits take, where they are local ones
     made_otherwise: Mapping[str, int]  # in what finished runs differ from those made now, and how many do
+    warnings: list[str]  # of blocks that would decide nothing, and what to write instead
 
 
 def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
     """What can be said of the plan now, with what its run folders under ``root`` hold already."""
+    from runners.execution.timing import estimate_seconds
     from runners.execution.todo import made_otherwise, statuses, unfinished
+    from runners.runs import ledger
     from runners.training.gates import recipe_faults
 
     control, known = plan.arms[0], statuses(plan, root)
     todo, others = unfinished(plan, known), made_otherwise(plan, root, known, slots)
-    seconds, basis = _estimate_seconds(plan, todo, known, slots)
-    sigma, sigma_source = _sigma(plan, root)
-    variants = [arm for arm in plan.arms if arm.role == "variant"]
-    effect = None
-    if sigma is not None and variants and not plan.screen:
-        sizes = [len(arm.runs) for arm in variants]
-        effect = max(detectable(plan, sigma, n, (*sizes[:i], *sizes[i + 1 :])) for i, n in enumerate(sizes))
+    seconds, basis = estimate_seconds(plan, root, todo, known, slots)
+    scatter = spread(plan, root)
+    effects = _effects(plan, scatter) if scatter and not plan.screen else {}
     faults: dict[str, list[str]] = {}
     for arm in plan.arms:
         for fault in recipe_faults(arm.recipe.train):
@@ -141,14 +143,19 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         workers=len(slots.devices),
         estimated_seconds=round(seconds),
         estimate_basis=basis,
-        smallest_detectable_effect=effect,
-        sigma=sigma,
-        sigma_source=sigma_source,
+        looks=plan.looks,
+        smallest_detectable_effect=max(effects.values(), default=None),
+        effects=effects,
+        sd=scatter.sd if scatter else None,
+        sd_low=scatter.low if scatter else None,
+        sd_high=scatter.high if scatter else None,
+        sd_source=scatter.source if scatter else unknown(plan),
         margin=plan.decide.margin,
         screen=plan.screen,
         faults=faults,
         files=_files(control),
         made_otherwise=dict(Counter(others[run] for run in others if known[run.key].state == "FINISHED")),
+        warnings=ledger.warnings(plan, root),
     )
 
 
@@ -177,45 +184,30 @@ def _row(arm: PlannedArm, control: PlannedArm, known: Statuses, others: Containe
     )
 
 
-def _estimate_seconds(plan: Plan, todo: Sequence[PlannedRun], known: Statuses, slots: Slots) -> tuple[float, str]:
-    """Wall time of the runs left, from runs of this plan that are done, else from a matrix product timed now."""
-    if not todo:
-        return 0.0, "nothing is left to do"
-    done = [s.ended - s.resumed for run in plan.runs() if (s := known[run.key]).state == "FINISHED"]
-    workers = min(len(slots.devices), len(todo))
-    if done:
-        return statistics.median(done) * len(todo) / workers, "finished runs of this plan"
-    from runners.execution.slots import training_flops_per_s
-
-    rate = training_flops_per_s(slots)
-    flops = sum(run.recipe.train.num_tokens * run.recipe.flops_per_token for run in todo)
-    return flops / rate / workers, "a matrix product timed on this machine; within a factor of two or so"
+def _effects(plan: Plan, scatter: Known) -> dict[str, float]:
+    """By variant, the smallest true difference that the declared design shows 4 times in 5."""
+    variants = [arm for arm in plan.arms if arm.role == "variant"]
+    found = {arm.name: smallest_effect(plan, scatter.of(arm), len(arm.runs)) for arm in variants}
+    return {name: effect for name, effect in found.items() if effect is not None}
 
 
-def _sigma(plan: Plan, root: Path) -> tuple[float | None, str]:
-    """Seed sd of the metric: as the base states it, or that of three or more finished control runs where larger."""
-    values = losses(plan, plan.arms[0], root)
-    stated = plan.decide.sigma
-    if len(values) >= 3 and statistics.stdev(values) > (stated or 0.0):  # a few runs promise nothing better
-        return statistics.stdev(values), f"{len(values)} control runs on this machine"
-    return stated, plan.decide.sigma_source
-
-
-def preview_text(found: Preview, paired: bool) -> str:
-    """The plan for a terminal; ``paired``: variants take the control's seeds."""
+def preview_text(found: Preview) -> str:
+    """The plan for a terminal."""
     from rich.console import Console
+
+    from runners.execution.timing import duration
 
     out = io.StringIO()
     console = Console(file=out, width=200, soft_wrap=True, markup=False)
     tokens = f"{found.tokens_per_run:,} tokens a run"
     console.print(f"{found.name} · {found.base} · {tokens}\n{found.question}\n", highlight=False)
     console.print(_table(found.arms))
-    minutes = found.estimated_seconds / 60
-    left = f"{minutes / 60:,.1f} h" if minutes > 90 else f"{minutes:,.1f} min"
-    how = f"about {left} with {found.workers} at once (by {found.estimate_basis})"
-    console.print(
-        f"\n{found.runs} runs, {found.runs_left} left{f': {how}' if found.runs_left else ''}", highlight=False
-    )
+    most = "at most " if found.looks else ""
+    how = f": {most}about {duration(found.estimated_seconds)} with {found.workers} at once (by {found.estimate_basis})"
+    console.print(f"\n{found.runs} runs, {found.runs_left} left{how if found.runs_left else ''}", highlight=False)
+    if found.looks:
+        looks = ", ".join(map(str, found.looks))
+        console.print(f"judged after {looks} blocks; a variant that is decided stops", highlight=False)
     for split, files in found.files.items():
         console.print(f"{split} files: {files}", highlight=False)
     for other, count in found.made_otherwise.items():
@@ -226,7 +218,7 @@ def preview_text(found: Preview, paired: bool) -> str:
         )
     for fault, arms in found.faults.items():
         console.print(f"warning: runs of {', '.join(arms)} would be invalid: {fault}", highlight=False)
-    for line in _power_lines(found, paired):
+    for line in (*_power_lines(found), *found.warnings):
         console.print(line, highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
@@ -246,7 +238,7 @@ def _table(rows: Sequence[Row]) -> Table:
             f"{path.removeprefix('model.')} {_value(old)} → {_value(new)}{' (solved)' if path in row.solved else ''}"
             for path, (old, new) in row.diff.items()
         ]
-        what = ", ".join(diff) or ("other seeds" if row.role == "check" else "")
+        what = ", ".join(diff)
         costs = (
             f"{row.num_params:,}",
             f"{row.params_delta:+.2%}",
@@ -257,20 +249,27 @@ def _table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _power_lines(found: Preview, paired: bool) -> list[str]:
+def _power_lines(found: Preview) -> list[str]:
     if found.screen:
-        return ["one seed an arm: this screens, and gives numbers but no verdict"]
-    effect, margin = found.smallest_detectable_effect, found.margin
+        return ["one block: this screens, and gives numbers but no verdict"]
     if not any(row.role == "variant" for row in found.arms):
         return []
-    if effect is None:
-        return ["smallest detectable effect not known: the base states no seed sd, and no control runs are done"]
-    lines = [
-        f"smallest effect this design sees 4 times in 5: {effect:.4f} "
-        f"(seed sd {found.sigma:.4f}: {found.sigma_source}){f', {PAIRED}' if paired else ''}"
-    ]
-    if effect > margin:
-        lines.append(f"warning: that is more than the margin of {margin:g}; small differences will come out undecided")
+    if found.sd is None or found.smallest_detectable_effect is None:
+        why = found.sd_source if found.sd is None else "too few runs"
+        return [f"smallest detectable effect not known: {why}"]
+    ranged = found.sd_low != found.sd_high
+    typical = f"sd {found.sd:.4f}{f', {found.sd_low:.4f} to {found.sd_high:.4f}' if ranged else ''}: {found.sd_source}"
+    by_size: dict[str, list[str]] = {}
+    for name, effect in found.effects.items():
+        by_size.setdefault(f"{effect:.4f}", []).append(name)
+    told = [size if len(by_size) == 1 else f"{size} of {', '.join(names)}" for size, names in by_size.items()]
+    lines = [f"smallest effect this design sees 4 times in 5: {'; '.join(told)} ({typical})"]
+    if wide := [name for name, effect in found.effects.items() if effect > found.margin]:
+        whose = "" if len(wide) == len(found.effects) else f" for {', '.join(wide)}"
+        lines.append(
+            f"warning: that is more than the margin of {found.margin:g}{whose}; "
+            "small differences will come out undecided"
+        )
     return lines
 
 

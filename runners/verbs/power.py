@@ -1,4 +1,4 @@
-"""`power`: which effect how many seeds of a variant can show, given the noise."""
+"""`power`: which effect how many blocks can show, given how far differences scatter."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runners.verbs.common import RUNS, Context, OnExperiment, add_experiment, add_json, nats, read_plan, verb
-from runners.verbs.effects import PAIRED, detectable, losses
+from runners.verbs.effects import layout, smallest_effect, spread, unknown
 
 if TYPE_CHECKING:
     from runners.planning.plan import Plan
 
-MIN_DF = 8  # of a measured seed sd; with fewer it is off by more than half in one case of twenty
+NUMBERS = (2, 3, 4, 5, 6, 8, 12, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,151 +28,133 @@ class Options(OnExperiment):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of :class:`Options`."""
     add_experiment(parser)
-    parser.add_argument("--effect", type=nats, metavar="NATS", help="how many seeds it takes (default: the margin)")
+    parser.add_argument("--effect", type=nats, metavar="NATS", help="how many blocks it takes (default: the margin)")
     add_json(parser)
 
 
 def power(options: Options, context: Context) -> int:
     """Print the table."""
-    found = seeds_and_effects(read_plan(options), RUNS, options.effect)
+    found = blocks_and_effects(read_plan(options), RUNS, options.effect)
     print(json.dumps(asdict(found), indent=1) if options.as_json else effects_text(found, options.effect is None))
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a number of seeds shows: at the seed sd that is taken, and at the ends of where it may lie."""
+    """What a number of blocks shows: at the typical sd, and at the ends of where it may lie; None for nothing."""
 
-    seeds: int
-    effect: float
-    effect_low: float
-    effect_high: float
+    blocks: int
+    effect: float | None
+    effect_low: float | None
+    effect_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """Effects in the metric's unit by number of seeds, and the number that one effect takes."""
+    """Effects in the metric's unit by number of blocks, and the number that one effect takes."""
 
     name: str
     base: str
     metric: str
     alpha: float
     power: float
-    n_control: int
+    blocks: int  # of the control, as declared
     num_variants: int
-    paired: bool
-    sigma: float
-    sigma_low: float
-    sigma_high: float
-    sigma_source: str
+    independent: bool  # blocks are then runs of each variant, beside those of the control
+    looks: tuple[int, ...]
+    sd: float
+    sd_low: float
+    sd_high: float
+    sd_df: float
+    sd_source: str
     rows: tuple[Row, ...]
     effect: float  # that is asked about
-    seeds_needed: int | None  # None where no number of seeds will do
+    blocks_needed: int | None  # judged once; None where no number of blocks will do
+    blocks_needed_low: int | None  # at the ends of where the sd may lie
+    blocks_needed_high: int | None
 
 
-def seeds_and_effects(plan: Plan, root: Path, effect: float | None) -> Effects:
-    """Which true effect how many seeds of a variant show, and how many seeds ``effect`` takes (None: the margin).
+def blocks_and_effects(plan: Plan, root: Path, effect: float | None) -> Effects:
+    """Which true effect how many blocks show, and how many blocks ``effect`` takes (None: the margin).
 
-    By the spread of this plan's finished runs, where they have 8 degrees of freedom; else by what the base states.
+    By the spread that `plan` goes by too (:func:`runners.verbs.effects.spread`).
 
     Raises:
-        ConfigError: when neither is known.
+        ConfigError: when that is not known.
     """
-    from analysis.stats.power import seeds_needed, seeds_needed_paired
-    from runners.planning.files import MAX_SEEDS
+    from analysis.stats.power import blocks_needed
+    from llama_variants.errors import ConfigError, Problem
+    from runners.planning.files import MAX_BLOCKS
 
     decide = plan.decide
-    sigma, low, high, source = _noise(plan, root)
-    num_variants = max(1, sum(arm.role == "variant" for arm in plan.arms))
-    n_control = len(plan.arms[0].runs)
+    known = spread(plan, root)
+    if known is None:
+        allowed = "one with its df and its source; or finished runs"
+        path = ("decide", "seed" if plan.independent else "difference")
+        raise ConfigError([Problem(path=path, received="nothing", allowed=allowed)], title=unknown(plan))
     wanted = decide.margin if effect is None else effect
-    if plan.paired:
-        needed = seeds_needed_paired(wanted, sigma, num_variants, correlation=0.0, alpha=decide.alpha, most=MAX_SEEDS)
-    else:
-        needed = seeds_needed(wanted, sigma, n_control, alpha=decide.alpha, num_variants=num_variants)
+    sds = (known.sd, known.low, known.high)
+    needed = [blocks_needed(wanted, sd, layout(plan, plan.blocks), MAX_BLOCKS) for sd in sds]
+    rows = []
+    for n in NUMBERS:
+        typical, low, high = (smallest_effect(plan, sd, n) for sd in sds)
+        rows.append(Row(blocks=n, effect=typical, effect_low=low, effect_high=high))
     return Effects(
         name=plan.name,
         base=plan.base,
         metric=decide.metric,
         alpha=decide.alpha,
         power=0.8,
-        n_control=n_control,
-        num_variants=num_variants,
-        paired=plan.paired,
-        sigma=sigma,
-        sigma_low=low,
-        sigma_high=high,
-        sigma_source=source,
-        rows=tuple(_row(plan, n, (n,) * (num_variants - 1), (sigma, low, high)) for n in _numbers_of_seeds(plan)),
+        blocks=plan.blocks,
+        num_variants=layout(plan, plan.blocks).family,
+        independent=plan.independent,
+        looks=plan.looks,
+        sd=known.sd,
+        sd_low=known.low,
+        sd_high=known.high,
+        sd_df=known.df,
+        sd_source=known.source,
+        rows=tuple(rows),
         effect=wanted,
-        seeds_needed=needed,
+        blocks_needed=needed[0],
+        blocks_needed_low=needed[1],
+        blocks_needed_high=needed[2],
     )
-
-
-def _numbers_of_seeds(plan: Plan) -> list[int]:
-    numbers = [2, 3, 4, 5, 6, 8, 12, 16]
-    if not plan.paired:
-        return numbers
-    from analysis.stats.eligibility import MIN_PAIRS
-
-    return [n for n in numbers if n >= MIN_PAIRS]
-
-
-def _row(plan: Plan, n: int, others: tuple[int, ...], sigmas: tuple[float, float, float]) -> Row:
-    effect, low, high = (detectable(plan, sigma, n, others) for sigma in sigmas)
-    return Row(seeds=n, effect=effect, effect_low=low, effect_high=high)
-
-
-def _noise(plan: Plan, root: Path) -> tuple[float, float, float, str]:
-    """The seed sd, where it may lie, and how that is known."""
-    import numpy as np
-
-    from analysis.stats.estimate import Noise
-    from analysis.stats.power import sigma_interval
-    from llama_variants.errors import ConfigError, Problem
-
-    samples = {arm.name: np.array(losses(plan, arm, root)) for arm in plan.arms if arm.role in ("control", "variant")}
-    noise = Noise.of({name: values for name, values in samples.items() if len(values) > 1})
-    decide = plan.decide
-    if noise.df >= MIN_DF:
-        source = f"measured on finished runs of this plan, {noise.df} degrees of freedom"
-        return noise.sigma, *sigma_interval(noise.sigma, noise.df), source
-    if decide.sigma is not None:
-        low, high = decide.sigma_range or (decide.sigma, decide.sigma)
-        return decide.sigma, low, high, f"stated by the base: {decide.sigma_source}"
-    allowed = "decide.sigma in the base, or finished runs"
-    raise ConfigError([Problem(path=("base",), received=f"{plan.base}, whose seed sd is not known", allowed=allowed)])
 
 
 def effects_text(found: Effects, by_margin: bool) -> str:
     """The table for a terminal; ``by_margin``: the effect that is asked about is the margin."""
     from analysis.store.schema import difference_unit
-    from runners.planning.files import MAX_SEEDS
+    from runners.planning.files import MAX_BLOCKS
 
-    needed, n_control = found.seeds_needed, found.n_control
-    if found.paired:
-        too_many = f"more than {MAX_SEEDS} seeds"
-        enough = f"{needed} seeds, of the control too, which has {n_control}"
-    else:
-        too_many = f"more than {n_control} control seeds"
-        enough = f"{needed} seeds of each variant"
-    known = found.sigma_low < found.sigma_high
+    ranged = found.sd_low < found.sd_high
     variants = f"{found.num_variants} variant{'s' if found.num_variants > 1 else ''}"
-    ends = f", {found.sigma_low:.4f} to {found.sigma_high:.4f}" if known else ""
+    if found.independent:
+        counted, what = "runs of each variant", "sd between seeds"
+        declared, enough = f"{found.blocks} runs of the control", "runs of each variant"
+    else:
+        counted, what = "blocks", "sd of a difference within a block"
+        declared, enough = f"{found.blocks} blocks declared", "blocks"
+    looks = f", looks after {', '.join(map(str, found.looks))}" if found.looks else ""
+    ends = f", {found.sd_low:.4f} to {found.sd_high:.4f}" if ranged else ""
+    heads = (*(counted, "smallest effect seen 4 times in 5"), *(("at the low sd", "at the high sd") if ranged else ()))
+    table = [heads]
+    for row in found.rows:
+        cells = (row.effect, *((row.effect_low, row.effect_high) if ranged else ()))
+        table.append((str(row.blocks), *("none" if cell is None else f"{cell:.4f}" for cell in cells)))
+
+    def number(needed: int | None) -> str:
+        return f"more than {MAX_BLOCKS}" if needed is None else str(needed)
+
+    span = f" ({number(found.blocks_needed_low)} to {number(found.blocks_needed_high)})" if ranged else ""
     lines = [
-        f"{found.name} · {found.base} · {found.metric} · {n_control} control seeds, {variants}",
-        f"seed sd {found.sigma:.4f}{ends} ({found.sigma_source})",
+        f"{found.name} · {found.base} · {found.metric} · {declared}, {variants}{looks}",
+        f"{what} {found.sd:.4f}{ends} ({found.sd_source})",
         "",
-        f"seeds of each variant   smallest effect seen 4 times in 5{'   at the ends of that range' if known else ''}",
-        *(
-            f"{row.seeds:>21}   {row.effect:>33.4f}"
-            + (f"   {row.effect_low:.4f} to {row.effect_high:.4f}" if known else "")
-            for row in found.rows
-        ),
-        *([f"({PAIRED})"] if found.paired else []),
+        *("   ".join(cell.rjust(len(head)) for cell, head in zip(line, heads, strict=True)) for line in table),
         "",
         f"an effect of {found.effect:g} {difference_unit(found.metric)}{' (the margin)' if by_margin else ''} takes "
-        f"{enough if needed else too_many}",
+        f"{number(found.blocks_needed)} {enough}{span}",
     ]
     return "\n".join(lines)
 
@@ -182,6 +164,6 @@ VERB = verb(
     power,
     add_arguments,
     prints_only=True,
-    summary="show which effect how many seeds of a variant can show",
+    summary="show which effect how many blocks can show",
     examples=("power experiments/head_grouping.yaml", "power experiments/head_grouping.yaml --base tiny --effect 0.05"),
 )

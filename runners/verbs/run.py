@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from runners.verbs.common import (
     CACHE,
@@ -23,6 +26,11 @@ from runners.verbs.common import (
     verb,
 )
 from runners.verbs.judge import Requiring, add_require, print_report
+
+if TYPE_CHECKING:
+    from runners.execution.mirrors import Mirrors
+    from runners.planning.arms import PlannedRun
+    from runners.planning.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,7 @@ def run(options: Options, context: Context) -> int:
     from llama_variants.errors import ConfigError, Problem
     from runners.data.config import DataError
     from runners.execution.sweep import run_plan
+    from runners.runs import ledger
 
     if options.require and mirrors.absent():
         allowed = "nothing where mlflow is not installed: verdicts are read from it"
@@ -64,20 +73,24 @@ def run(options: Options, context: Context) -> int:
 
         required = read_requirements(options.require, plan)
     console = Console(soft_wrap=True, markup=False)
+    for stage in plan.stages:
+        for line in ledger.warnings(stage, RUNS):
+            print(line, file=sys.stderr)
+    carry_out = functools.partial(
+        run_plan,
+        root=RUNS,
+        cache=CACHE,
+        slots=slots,
+        options=functools.partial(run_options, options),
+        stop=context.stop,
+        console=console,
+        fresh=options.fresh,
+        mirrors=mirrors,
+    )
     failed = []
     try:
         for stage in plan.stages:
-            failed += run_plan(
-                stage,
-                root=RUNS,
-                cache=CACHE,
-                slots=slots,
-                options=functools.partial(run_options, options),
-                stop=context.stop,
-                console=console,
-                fresh=options.fresh,
-                mirrors=mirrors,
-            )
+            failed += run_to_looks(stage, carry_out, mirrors) if stage.looks else carry_out(stage)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -86,6 +99,50 @@ def run(options: Options, context: Context) -> int:
         return 1 if failed else 0
     met = print_report(plan, mirrors, options, required)
     return 1 if failed or not met else 0
+
+
+def run_to_looks(stage: Plan, carry_out: Callable[[Plan], list[PlannedRun]], mirrors: Mirrors) -> list[PlannedRun]:
+    """Carry out a plan from look to look; an arm that is decided runs no more blocks. Returns the runs that failed.
+
+    What is decided follows from the runs alone, so that the same command, stopped anywhere, comes to the same. Where
+    nothing can be judged all blocks are carried out.
+    """
+    if mirrors.absent():
+        print("looks are left out: verdicts are read from MLflow. Every arm runs all of its blocks.", flush=True)
+        return carry_out(stage)
+    variants = {arm.name for arm in stage.arms if arm.role == "variant"}
+    failed: dict[str, PlannedRun] = {}
+    stopped: set[str] = set()
+    for look, following in zip(stage.looks, (*stage.looks[1:], None), strict=True):
+        part = stage.up_to(look, without=stopped)
+        left, tried = carry_out(part), {run.key for run in part.runs()}
+        failed = {key: run for key, run in failed.items() if key not in tried} | {run.key: run for run in left}
+        if following is None:
+            break
+        from analysis.stats.compare import DECIDED
+        from runners.verdicts import judge  # with pandas and scipy, which training does without
+
+        table = judge(stage, mirrors).iloc[1:].to_dict("records")
+        decided = {row["arm"] for row in table if row["verdict"] in DECIDED}
+        for row in table:
+            if row["arm"] in decided - stopped:
+                print(f"{_found(row, look)}; it stops", flush=True)
+            elif row["arm"] in variants - decided and not variants <= decided:
+                print(f"{_found(row, look)}; it runs on to {following} blocks", flush=True)
+        stopped |= decided
+        if variants and variants <= stopped:
+            print("every variant is decided", flush=True)
+            break
+    return list(failed.values())
+
+
+def _found(row: Mapping[Hashable, Any], look: int) -> str:
+    """What a look shows of one arm, in words."""
+    blocks = look if math.isnan(row["look"]) else round(row["look"])
+    if math.isnan(row["ci_low"]):
+        return f"{row['arm']}: {row['verdict']} after {blocks} blocks"
+    size = f"{row['delta']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
+    return f"{row['arm']}: {row['verdict']} after {blocks} blocks, {size}"
 
 
 VERB = verb(

@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import math
+import re
 import signal
 import statistics
 import subprocess
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.stats.power import detectable_effect, seeds_needed
 from analysis.store.schema import METRICS, TAG_ARM, TAG_INVALID, TAG_REPORT, TAG_SEED
 from llama_variants import ModelConfig, build_model
 from runners.cli import main
@@ -26,7 +26,7 @@ from tests.runners.helpers import start_main
 
 LOGGED = {key for key in METRICS if "*" not in key}  # without what a probe logs by name
 EXPERIMENT = "experiments/micro_theta.yaml"
-ARMS = {"control": 3, "again": 2, "theta_100": 2}
+ARMS = {"control": 3, "twin": 3, "theta_100": 3}
 
 
 def store(project: Path):
@@ -48,10 +48,10 @@ def test_plan_writes_nothing_and_prints_costs(cli, inside, project):
     done = cli("plan", EXPERIMENT)
     assert done.returncode == 0, done.stderr
     assert "rotary.theta 10000 → 100" in done.stdout
-    assert "7 runs, 7 left" in done.stdout
+    assert "9 runs, 9 left" in done.stdout
     record = json.loads(inside(project, "plan", EXPERIMENT, "--json")[1])
     assert {row["arm"]: row["runs"] for row in record["arms"]} == ARMS
-    assert record["smallest_detectable_effect"] is None  # the base states no seed sd
+    assert record["smallest_detectable_effect"] is None  # the base states no spread
     assert sorted(project.rglob("*")) == before
 
 
@@ -59,8 +59,8 @@ def test_plan_writes_nothing_and_prints_costs(cli, inside, project):
 def test_from_yaml_to_verdict_and_again(cli, prompt, inside, project):
     done = prompt("run", EXPERIMENT, "--jobs", 2)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[ 7/7]" in done.stdout
-    for word in ("control", "again", "theta_100", "verdict", "reports/micro-theta-micro/report.html", "make ui"):
+    assert "[ 9/9]" in done.stdout
+    for word in ("control", "twin", "theta_100", "verdict", "reports/micro-theta-micro/report.html", "make ui"):
         assert word in done.stdout
 
     _, runs, experiment = store(project)
@@ -74,7 +74,7 @@ def test_from_yaml_to_verdict_and_again(cli, prompt, inside, project):
         )
         seen.setdefault(run.data.tags[TAG_ARM], []).append(run.data.tags[TAG_SEED])
     assert {arm: len(set(seeds)) for arm, seeds in seen.items()} == ARMS
-    assert sum(map(len, seen.values())) == 7
+    assert sum(map(len, seen.values())) == 9
     assert "theta_100" in experiment.tags["mlflow.note.content"]
 
     # The mirror holds what the run folders hold, to the last digit.
@@ -102,7 +102,7 @@ def test_from_yaml_to_verdict_and_again(cli, prompt, inside, project):
     again = cli("run", EXPERIMENT)
     assert again.returncode == 0
     assert run_folders(project) == before
-    assert len(store(project)[1]) == 7
+    assert len(store(project)[1]) == 9
     assert again.stdout.strip().splitlines()[-6:] == done.stdout.strip().splitlines()[-6:]
 
     # The store is lost: it is made again from the run folders.
@@ -115,28 +115,27 @@ def test_from_yaml_to_verdict_and_again(cli, prompt, inside, project):
     other = (project / EXPERIMENT).read_text().replace("micro-theta", "micro-two").replace("theta_100", "theta_200")
     (project / "experiments/two.yaml").write_text(other.replace("theta: 100.0", "theta: 200.0"))
     planned = json.loads(inside(project, "plan", "experiments/two.yaml", "--json")[1])
-    assert {row["arm"]: row["done"] for row in planned["arms"]} == {"control": 3, "again": 2, "theta_200": 0}
+    assert {row["arm"]: row["done"] for row in planned["arms"]} == {"control": 3, "twin": 3, "theta_200": 0}
 
 
 @pytest.mark.slow
 def test_stages_requirements_budgets_and_a_look(cli, inside, project, monkeypatch):
     """One experiment through all that may follow a first verdict."""
     base = project / "experiments/base/micro.yaml"
-    base.write_text(base.read_text().replace("seeds: {control: 3,", "budgets: [0.5]\nseeds: {control: 3, budget: 2,"))
+    base.write_text(base.read_text().replace("blocks: 3", "budgets: [0.5]\nblocks: 3"))
     file = project / EXPERIMENT
-    file.write_text(file.read_text() + "confirm: {variants: [theta_100], seeds: {control: 2, variant: 2}}\n")
+    file.write_text(file.read_text() + "confirm: {variants: [theta_100], blocks: 2}\n")
     (project / "experiments/worth.yaml").write_text(
         file.read_text().split("variants:")[0].replace("micro-theta", "worth") + "budgets: true\n"
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
-    assert "then, to confirm, on fresh seeds" in inside(project, "plan", EXPERIMENT)[1]
+    assert "then, to confirm, on fresh blocks" in inside(project, "plan", EXPERIMENT)[1]
     assert "confirm" in json.loads(inside(project, "plan", EXPERIMENT, "--json")[1])
     done = cli("run", EXPERIMENT, "--jobs", 1, "--require", "worse:theta_100")
-    verdicts = done.stdout.split("to confirm, on fresh seeds:")
+    verdicts = done.stdout.split("to confirm, on fresh blocks:")
     assert len(verdicts) == 2
-    words = [
-        line.split("]")[1].split()[0] for text in verdicts for line in text.splitlines() if "theta_100  2  " in line
-    ]
+    rows = [line for text in verdicts for line in text.splitlines() if re.match("theta_100 +[23] ", line)]
+    words = [line.split("]")[1].split()[0] for line in rows]
     assert len(words) == 2
     assert done.returncode == int(words[1] != "worse"), done.stdout + done.stderr
     assert (f"required: theta_100 is {words[1]}, not worse" in done.stderr) == (words[1] != "worse")
@@ -148,8 +147,8 @@ def test_stages_requirements_budgets_and_a_look(cli, inside, project, monkeypatc
 
     # The store has both stages, each with its report as artifacts, and nothing is in MLflow's own folder.
     client, runs, _ = store(project)
-    assert len(runs) == 7
-    for name, count in (("micro-theta-micro", 7), ("micro-theta-confirm-micro", 4)):
+    assert len(runs) == 9
+    for name, count in (("micro-theta-micro", 9), ("micro-theta-confirm-micro", 4)):
         experiment = client.get_experiment_by_name(name)
         every = client.search_runs([experiment.experiment_id])
         (report,) = [run for run in every if TAG_REPORT in run.data.tags]
@@ -171,43 +170,29 @@ def test_stages_requirements_budgets_and_a_look(cli, inside, project, monkeypatc
     assert "git checkout " in html  # of the source that is being tested
     assert f"make ablation EXP={EXPERIMENT}" in html
 
-    # More seeds after the look decide nothing; the confirmation stands.
+    # More blocks after the look decide nothing, which is said before they are trained.
     more = cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 4)
-    assert "declared seeds changed after a look, of control (3 then, 4 now) and theta_100 (2 then, 4 now)" in " ".join(
-        more.stdout.split()
-    )
+    assert "warning: theta_100 was looked at before (3 blocks then, 4 now): this decides nothing" in more.stderr
+    assert "first_seed: " in more.stderr
+    assert "seen before with other blocks (3 blocks then, 4 now)" in " ".join(more.stdout.split())
 
 
 @pytest.mark.slow
-def test_power_and_calibration_on_finished_runs(cli, inside, project):
-    assert "seed sd is not known" in inside(project, "power", EXPERIMENT)[2]
-    base = project / "experiments/base/micro.yaml"
-    stated = "margin: 0.05, sigma: 0.02, sigma_range: [0.01, 0.04], sigma_source: a guess}"
-    base.write_text(base.read_text().replace("margin: 0.05}", stated))
-    text = inside(project, "power", EXPERIMENT, "--effect", "0.1")[1]
-    assert "seed sd 0.0200, 0.0100 to 0.0400 (stated by the base: a guess)" in text
-    record = json.loads(inside(project, "power", EXPERIMENT, "--effect", "0.1", "--json")[1])
-    three = next(row for row in record["rows"] if row["seeds"] == 3)
-    assert three["effect"] == pytest.approx(detectable_effect(0.02, 3, [3], alpha=0.05))
-    assert three["effect_high"] == pytest.approx(2 * three["effect"])
-    assert record["seeds_needed"] == seeds_needed(0.1, 0.02, 3, alpha=0.05, num_variants=1)
-    code, _, errors = inside(project, "calibrate", EXPERIMENT)
-    assert code == 2
-    assert "20 finished control runs" in errors
-
+def test_looks_stop_what_is_decided(cli, inside, project):
+    """An arm that is invalid is decided at the first look; then nothing is left to ask."""
     file = project / EXPERIMENT
-    file.write_text(file.read_text() + "seeds: {control: 20, check: 3, variant: 3}\n")
-    assert cli("run", EXPERIMENT, "--jobs", 1).returncode == 0
-    measured = json.loads(inside(project, "power", EXPERIMENT, "--json")[1])
-    assert "measured on finished runs of this plan, 21 degrees of freedom" in measured["sigma_source"]
-    assert measured["sigma_low"] < measured["sigma"] < measured["sigma_high"]
-    done = cli("calibrate", EXPERIMENT, "--trials", 2, "--json")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    assert record == json.loads((project / "reports/micro-theta-micro/calibration.json").read_text())
-    assert record["noise"]["df"] == 21
-    assert [(row["arm"], row["experiments"]) for row in record["dealt"]] == [("again", 1), ("theta_100", 1)]
-    assert {row["noise"] for row in record["rates"]} == {"normal", "real"}
+    file.write_text(
+        file.read_text().replace("model: {rotary: {theta: 100.0}}", "train: {lr: 1e38}") + "looks: [2, 4]\n"
+    )
+    planned = inside(project, "plan", EXPERIMENT)[1]
+    assert "judged after 2, 4 blocks; a variant that is decided stops" in planned
+    done = cli("run", EXPERIMENT, "--jobs", 1)
+    assert done.returncode == 1
+    assert "theta_100: invalid after 2 blocks; it stops" in done.stdout
+    assert len(run_folders(project)) == 6
+    again = cli("run", EXPERIMENT, "--jobs", 1)
+    assert again.returncode == 1
+    assert len(run_folders(project)) == 6
 
 
 @pytest.mark.parametrize(
@@ -245,7 +230,7 @@ def test_a_sweep_without_a_valid_run_is_reported_too(cli, inside, project):
     base = project / "experiments/base/micro.yaml"
     base.write_text(base.read_text().replace("warmup_steps: 3", "warmup_steps: 0"))
     planned = inside(project, "plan", EXPERIMENT)[1]
-    assert "warning: runs of control, again, theta_100 would be invalid: warm-up: none" in planned
+    assert "warning: runs of control, twin, theta_100 would be invalid: warm-up: none" in planned
     done = cli("run", EXPERIMENT, "--seeds", 1)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -263,7 +248,7 @@ def test_a_failing_run_says_why_and_does_not_stop_the_others(cli, project):
     assert "INVALID: step" in done.stdout
     _, runs, _ = store(project)
     states = {(run.data.tags[TAG_ARM], run.info.status) for run in runs}
-    assert states == {("control", "FINISHED"), ("again", "FINISHED"), ("theta_100", "FINISHED"), ("hot", "FAILED")}
+    assert states == {("control", "FINISHED"), ("twin", "FINISHED"), ("theta_100", "FINISHED"), ("hot", "FAILED")}
     assert all("step" in run.data.tags[TAG_INVALID] for run in runs if run.data.tags[TAG_ARM] == "hot")
     hot = next(line for line in done.stdout.splitlines() if line.startswith("hot "))
     assert "invalid" in hot
@@ -394,7 +379,7 @@ def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
 def test_ten_launches_at_once_in_an_empty_folder(project):
     """No corpus, no tracking store: who comes first makes them, and nobody trips over that."""
     (project / "experiments/base/micro.yaml").write_text(
-        (project / "experiments/base/micro.yaml").read_text().replace("control: 3", "control: 10")
+        (project / "experiments/base/micro.yaml").read_text().replace("blocks: 3", "blocks: 10")
     )
     launched = [start_main(project, "train", EXPERIMENT, "control", index) for index in range(10)]
     for process in launched:

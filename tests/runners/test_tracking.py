@@ -21,7 +21,7 @@ from analysis.store.stratum import Stratum
 from llama_variants.errors import ConfigError
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan, load_plan
-from runners.runs import looks, proofs
+from runners.runs import ledger, proofs
 from runners.runs.folder import RunFolder
 from runners.tracking import Mirror
 from tests.conftest import ROOT as PROJECT
@@ -155,42 +155,16 @@ def edited(text: str, into: str = "") -> Plan:
     return load_plan(file)
 
 
-def test_the_first_look_is_kept_whatever_becomes_of_the_store(plan):
+def test_what_was_shown_is_known_whatever_becomes_of_the_store(plan):
     ROOT.mkdir(exist_ok=True)
-    assert not declared(plan).looked
-    looks.note(plan, [], ROOT)
-    assert not (ROOT / "looks.json").exists()  # nothing was shown
-    looks.note(plan, ["control", "theta_100"], ROOT)
-    assert [arm.looked for arm in declared(plan).arms] == [None, None, None]  # these very runs
-    more = edited("", "seeds: {control: 4, variant: 1}\n")
-    looks.note(more, ["control", "again", "theta_100"], ROOT)
+    ledger.note(plan, ["theta_100"], ROOT)
+    assert [arm.looked for arm in declared(plan).arms] == ["", "", ""]  # these very runs
+    more = edited("", "blocks: 4\n")
     Path("mlflow.db").unlink()
     design = load_design_in_a_new_process(more)
-    assert {arm["name"]: arm["looked"] for arm in design["arms"]} == {"control": 3, "again": None, "theta_100": 2}
-    assert design["looked"]["variants"] == 1
-    # Another change under the same name is another question.
-    assert [arm.looked for arm in looks.seen(edited("theta: 100.0", "theta: 101.0"), ROOT).arms] == [3, None, None]
-
-
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_damaged_record_of_looks_is_named_and_kept(plan, text):
-    ROOT.mkdir(exist_ok=True)
-    (ROOT / "looks.json").write_text(text)
-    for use in (lambda: looks.seen(plan, ROOT), lambda: looks.note(plan, ["control", "theta_100"], ROOT)):
-        with pytest.raises(ConfigError, match=r"looks\.json.*damaged"):
-            use()
-    assert (ROOT / "looks.json").read_text() == text
-
-
-def test_a_confirmation_cannot_be_drawn_again(plan):
-    """Other seeds in the first stage move those of the second, which has been looked at."""
-    ROOT.mkdir(exist_ok=True)
-    staged = edited("", "confirm: {variants: [theta_100], seeds: {control: 3, variant: 3}}\n")
-    assert staged.confirm is not None
-    looks.note(staged.confirm, ["control", "theta_100"], ROOT)
-    moved = edited("", "seeds: {control: 4, variant: 3}\n")
-    assert moved.confirm is not None
-    assert [arm.looked for arm in looks.seen(moved.confirm, ROOT).arms] == [3, 3]
+    looked = {arm["name"]: arm["looked"] for arm in design["arms"]}
+    assert looked == {"control": "", "twin": "", "theta_100": "3 blocks then, 4 now"}
+    assert design["order"] == 2
 
 
 def load_design_in_a_new_process(plan: Plan) -> dict[str, Any]:

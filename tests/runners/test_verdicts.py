@@ -13,8 +13,6 @@ import pytest
 
 from analysis.report import export, sections
 from analysis.report.export import NotebookError
-from analysis.store.schema import METRICS
-from analysis.store.stratum import Stratum
 from runners.cli import main
 from runners.execution import mirrors as mirroring
 from runners.execution import sweep
@@ -28,6 +26,7 @@ from runners.verbs.judge import _same_runs
 from runners.verdicts import read_requirements, report
 from tests.runners.conftest import clean_environment
 from tests.runners.helpers import WATCH
+from tests.runners.made_up import finish
 
 
 @pytest.fixture
@@ -36,18 +35,10 @@ def done(project, monkeypatch):
     monkeypatch.chdir(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
     file = project / "experiments/micro_theta.yaml"
-    file.write_text(file.read_text() + "confirm: {variants: [theta_100], seeds: {control: 2, variant: 2}}\n")
+    file.write_text(file.read_text() + "confirm: {variants: [theta_100], blocks: 2}\n")
     plan = load_plan(file)
-    for place, run in enumerate(run for stage in plan.stages for run in stage.runs()):
-        folder = RunFolder(Path("runs"), run.key)
-        folder.create(run.recipe, run.seed)
-        folder.begin(Stratum(device="cpu"), {}, "data")
-        loss = 4.0 + 0.01 * (place % 3) + (0.2 if run.arm == "theta_100" else 0.0)
-        folder.log(
-            30,
-            dict.fromkeys((key for key in METRICS if "*" not in key), 1.0) | {"final/val_loss": loss, "val/loss": loss},
-        )
-        folder.end("FINISHED")
+    places = {run: place for place, run in enumerate(run for stage in plan.stages for run in stage.runs())}
+    finish(places, lambda run: 4.0 + 0.01 * (7 * places[run] % 5) + (0.5 if run.arm == "theta_100" else 0.0))
     return plan
 
 
@@ -140,5 +131,5 @@ def test_a_notebook_that_fails_costs_the_exit_code_and_not_the_verdict(done, mon
 def test_a_plan_whose_runs_were_made_otherwise_can_be_read_as_json(done, capsys):
     assert main(["plan", "experiments/micro_theta.yaml", "--json", "--device", "cpu"]) == 0
     made_otherwise = json.loads(capsys.readouterr().out)["made_otherwise"]
-    assert sum(made_otherwise.values()) == 7
+    assert sum(made_otherwise.values()) == 9
     assert all("device" in name for name in made_otherwise)

@@ -108,7 +108,7 @@ MISTAKES = [
     ("runners/training/elsewhere.py", "X = 1\n", "runners.training.elsewhere"),
     ("analysis/elsewhere.py", "X = 1\n", "analysis.elsewhere"),
     ("llama_variants/elsewhere.py", "X = 1\n", "llama_variants.elsewhere"),
-    ("runners/data/config.py", "\nfrom runners.runs import looks\n", "runners.data.config -> runners.runs"),
+    ("runners/data/config.py", "\nfrom runners.runs import ledger\n", "runners.data.config -> runners.runs"),
     ("runners/verbs/plan.py", "\nimport mlflow\n", "runners.verbs.plan -> mlflow"),
 ]
 

@@ -11,7 +11,7 @@ from analysis.store.stratum import Stratum
 from llama_variants.errors import ConfigError
 from runners.cli import main
 from runners.planning.plan import load_plan
-from runners.runs import looks
+from runners.runs import ledger
 from runners.runs.folder import RunFolder
 from runners.tracking import Mirror
 
@@ -143,10 +143,10 @@ def test_a_damaged_list_of_events_stops_nothing(folder, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_list_of_first_looks_is_named(run, folder, damage):
-    (ROOT / "looks.json").write_bytes(DAMAGES[damage])
-    with pytest.raises(ConfigError, match=r"looks\.json: received .*; allowed: the file as it was; or none"):
-        looks.seen(load_plan(Path(EXPERIMENT)), ROOT)
+def test_a_damaged_ledger_is_named(run, folder, damage):
+    (ROOT / "ledger.json").write_bytes(DAMAGES[damage])
+    with pytest.raises(ConfigError, match=r"ledger\.json: received .*; allowed: the file as it was; or none"):
+        ledger.seen(load_plan(Path(EXPERIMENT)), ROOT)
 
 
 @pytest.mark.parametrize("verb", [["plan"], ["run"], ["report"], ["train", "control"]], ids=lambda words: words[0])
