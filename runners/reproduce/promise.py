@@ -91,20 +91,15 @@ def promise_of(known: tuple[Known, ...], request: ReproduceRequest) -> Promise:
     first = known[0]
     plan, run = run_of(first.file, first.log.header["command"])
     check_comparable(first.file, first.log.recipe, {**run.recipe.identity(), "seed": run.seed})
-    between = plan.decide.seed if plan.decide.metric == "final/val_loss" else None
+    seeds = plan.decide.seed
+    sigma = seeds.sd if seeds and plan.decide.metric == "final/val_loss" else None
     device = _device(request, first)
     too_large = device.type == "cpu" and run.recipe.num_params >= SMALL_PARAMS
     num_steps = run.recipe.train.num_steps
     steps = min(num_steps, request.steps or (0 if too_large else num_steps))
     title = first.log.header["run"].partition(", key")[0]
     return Promise(
-        known=known,
-        run=run,
-        sigma=between.sd if between else None,
-        device=device,
-        steps=steps,
-        title=title,
-        command=first.log.header["command"],
+        known=known, run=run, sigma=sigma, device=device, steps=steps, title=title, command=first.log.header["command"]
     )
 
 
