@@ -43,7 +43,7 @@ class Scaling:
         A budget counts once the blocks of the first look are done, made like the control's. None where seeds are
         independent, where no budget counts, and where more tokens did not lower the loss.
         """
-        if design.independent:
+        if design.independent or not design.budgets:
             return None
         control = Sample.of(design.control, runs, design.metric)
         places = [(1.0, control)]

@@ -230,3 +230,10 @@ def test_a_deleted_residual_is_the_t_test_of_one_run_against_the_rest(values):
 @pytest.mark.parametrize("values", [[], [1.0], [1.0] * 6])
 def test_where_nothing_varies_nothing_is_an_outlier(values):
     assert outliers(np.array(values)) == []
+
+
+@pytest.mark.parametrize("n", [4, 5, 8, 20])
+def test_ordinary_seeds_are_seldom_called_outliers(n):
+    rng, trials = np.random.default_rng(5), 1000
+    flagged = sum(bool(outliers(rng.normal(size=n))) for _ in range(trials))
+    assert flagged <= stats.binom.isf(0.001, trials, 0.05)
