@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.stats.eligibility import Sample, bar, proven_equal, seed_list
 from analysis.stats.estimate import independent, outliers, programme_p, t_quantile, within_blocks
-from analysis.stats.looks import Judged, judge, looks_of, not_done, word_of
+from analysis.stats.looks import Barred, Judged, judge, word_of
 from analysis.stats.power import Layout, detectable_effect
 from analysis.stats.worth import Scaling
 from analysis.store.load import RUN_COLUMNS, require
@@ -80,23 +80,20 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
     require(runs, (*RUN_COLUMNS, design.metric, "final/tokens_per_s", "final/peak_memory_bytes", "final/compiled"))
     _check_declared(runs, design)
     control, *others = (Sample.of(arm, runs, design.metric) for arm in design.compared)
-    bars = {s.arm.name: bar(control, s, design) for s in (control, *others)}
-    ready = [s for s in others if bars[s.arm.name] is None]
-    variants = [s for s in ready if s.arm.role == "variant"]
-    family = sum(arm.role == "variant" for arm in design.compared)
-    results = judge(control, variants, family, design)
-    for sample in ready:
+    variants = [s for s in others if s.arm.role == "variant"]
+    results = judge(control, variants, len(variants), design)
+    for sample in others:
         if sample.arm.role == "check":
             results |= judge(control, [sample], 1, design)
     scaling = Scaling.of(runs, design)
-    rows = [_control_row(control) | _barred(bars[control.arm.name])]
-    for sample in others:
-        row = _row(sample, control, design)
-        if result := results.get(sample.arm.name):
+    rows = [_control_row(control, design)]
+    for arm in design.compared[1:]:
+        result = results[arm.name]
+        row = _row(result.sample, result.control, design)
+        if isinstance(result, Judged):
             rows.append(_judged(result, row, scaling, design))
         else:
-            barred = bars[sample.arm.name] or not_done(control, sample, design)
-            rows.append(row | _barred(barred) | {"flags": "; ".join(_history(sample) + _declared_otherwise(design))})
+            rows.append(_not_judged(result, row, design))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"df": float, "look": float, "p_programme": float})
 
@@ -154,13 +151,15 @@ def _speed(sample: Sample, control: Sample, design: Design) -> tuple[float, floa
     return middle, low, high
 
 
-def _control_row(control: Sample) -> dict[str, Any]:
+def _control_row(control: Sample, design: Design) -> dict[str, Any]:
+    barred = bar(control, control, design)
     own = float(control.values.std(ddof=1)) if control.n > 1 else math.nan
     return _row(control, control, None) | {
         "sigma": own,
         "own_sd": own,
         "df": control.n - 1 if control.n > 1 else math.nan,
         "flags": "; ".join(_outlier_flag(control.seeds, control.values) + _history(control)),
+        **(dict(zip(("verdict", "why", "delta"), barred, strict=True)) if barred else {}),
     }
 
 
@@ -190,8 +189,10 @@ def _compiled_otherwise(control: Sample, sample: Sample) -> list[str]:
     return [f"{mine}, the control {theirs}: speed and memory are not comparable"]
 
 
-def _barred(bar: tuple[str, str, float] | None) -> dict[str, Any]:
-    return dict(zip(("verdict", "why", "delta"), bar, strict=True)) if bar else {}
+def _not_judged(result: Barred, row: Mapping[str, Any], design: Design) -> dict[str, Any]:
+    """The row of an arm that has no interval."""
+    flags = "; ".join(_history(result.sample) + _declared_otherwise(design))
+    return {**row, "verdict": result.verdict, "why": result.why, "delta": result.delta, "flags": flags}
 
 
 def _judged(result: Judged, row: Mapping[str, Any], scaling: Scaling | None, design: Design) -> dict[str, Any]:
@@ -231,7 +232,8 @@ def _judged(result: Judged, row: Mapping[str, Any], scaling: Scaling | None, des
         told = judged["iso_verdict"]
         reasons += [told] if told and not told.startswith(verdict) else []
     if design.looks:
-        reasons.append(result.next if word == "undecided" and result.next else f"decided after {result.look} blocks")
+        last = result.next or f"open after the last look, at {result.look} blocks"
+        reasons.append(last if word == "undecided" else f"decided after {result.look} blocks")
     reasons += [f"left out: {', '.join(result.blocks.left_out)}"] if result.blocks.left_out else []
     flags = [*_history(sample), *_compiled_otherwise(result.control, sample), *_declared_otherwise(design)]
     if design.independent:
@@ -246,8 +248,7 @@ def _layout(result: Judged, design: Design) -> Layout:
     family, declared = result.estimate.family, result.sample.declared
     if design.independent:
         return Layout((result.control.declared, declared), family, design.alpha, (), design.prior)
-    looks = tuple(n for n, _ in looks_of(design, result.sample))
-    return Layout(declared, family, design.alpha, looks if len(looks) > 1 else (), design.prior)
+    return Layout(declared, family, design.alpha, design.looks, design.prior)
 
 
 def _pairing(result: Judged, design: Design) -> dict[str, float]:

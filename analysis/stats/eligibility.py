@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,13 +36,13 @@ class Sample:
     values: np.ndarray
     speeds: np.ndarray  # tokens/s
     memory: np.ndarray  # bytes
-    compiled: set[bool]  # whether they were, one or both
+    errors: np.ndarray  # of the metric over validation windows
+    are_compiled: list[bool]
+    repeat: list[bool]  # whether their bits do
     strata: list[Stratum]
     data: list[str]
     times: list[Times]
-    reproducible: bool
-    eval_se: float
-    invalid: Mapping[int, str]  # seed -> why
+    invalid: Mapping[int, str]  # block -> the seed, and why
     failed: Mapping[int, str]  # block -> what broke a run that no gate found invalid
     pending: Mapping[int, str]  # block -> the state of a run that was begun and is not done
     again: list[int]  # seeds of which more than one attempt finished
@@ -60,9 +60,9 @@ class Sample:
         for row, (block, seed, status, fault, reason, loss) in enumerate(zip(*columns, strict=True)):
             state = f"{status}{f' ({reason})' if pd.notna(reason) else ''}"
             if pd.notna(fault):
-                invalid[seed] = str(fault)
+                invalid[block] = f"seed {seed}: {fault}"
             elif status == "FINISHED" and not math.isfinite(loss):
-                invalid[seed] = f"{metric} is not a finite number"
+                invalid[block] = f"seed {seed}: {metric} is not a finite number"
             elif status == "FINISHED":
                 counted.append(row)
             elif status == "FAILED":
@@ -77,17 +77,62 @@ class Sample:
             values=good[metric].to_numpy(float),
             speeds=good["final/tokens_per_s"].to_numpy(float),
             memory=good["final/peak_memory_bytes"].to_numpy(float),
-            compiled=set(good["final/compiled"] == 1),
+            errors=_evaluation_errors(good, metric),
+            are_compiled=(good["final/compiled"] == 1).tolist(),
+            repeat=good["reproducible"].tolist(),
             strata=[Stratum.parse(text) for text in good["stratum"]],
             data=good["data"].tolist(),
             times=list(zip(good["started"], good["ended"], strict=True)),
-            reproducible=bool(good["reproducible"].all()),
-            eval_se=_evaluation_error(good, metric),
             invalid=invalid,
             failed=failed,
             pending=pending,
             again=good.loc[good["finished"] > 1, "seed"].tolist(),
         )
+
+    def first(self, upto: int) -> Sample:
+        """The runs of the first ``upto`` blocks alone: what a look at them knows."""
+        kept = [place for place, block in enumerate(self.blocks) if block < upto]
+
+        def of_kept(items: list[Any]) -> list[Any]:
+            return [items[place] for place in kept]
+
+        def early(told: Mapping[int, str]) -> dict[int, str]:
+            return {block: why for block, why in told.items() if block < upto}
+
+        seeds = of_kept(self.seeds)
+        return replace(
+            self,
+            blocks=of_kept(self.blocks),
+            seeds=seeds,
+            values=self.values[kept],
+            speeds=self.speeds[kept],
+            memory=self.memory[kept],
+            errors=self.errors[kept],
+            are_compiled=of_kept(self.are_compiled),
+            repeat=of_kept(self.repeat),
+            strata=of_kept(self.strata),
+            data=of_kept(self.data),
+            times=of_kept(self.times),
+            invalid=early(self.invalid),
+            failed=early(self.failed),
+            pending=early(self.pending),
+            again=[seed for seed in self.again if seed in seeds],
+        )
+
+    @property
+    def compiled(self) -> set[bool]:
+        """Whether the runs were, one or both."""
+        return set(self.are_compiled)
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the bits of every run repeat."""
+        return all(self.repeat)
+
+    @property
+    def eval_se(self) -> float:
+        """Mean standard error of the metric over validation windows; NaN without a run."""
+        return float(self.errors.mean()) if self.n else math.nan
 
     @property
     def by_block(self) -> dict[int, float]:
@@ -180,17 +225,17 @@ def _one(values: np.ndarray, losses: np.ndarray) -> bool:
     return bool(np.ptp(values) <= RESOLUTION * np.abs(losses).max())
 
 
-def _evaluation_error(runs: pd.DataFrame, metric: str) -> float:
-    """Mean standard error over validation windows: it is logged in nats, and a metric in another unit has its share."""
+def _evaluation_errors(runs: pd.DataFrame, metric: str) -> np.ndarray:
+    """Standard error over validation windows: it is logged in nats, and a metric in another unit has its share."""
     error, loss = runs.get("final/val_loss_se"), runs.get("final/val_loss")
-    if not metric.startswith("final/val") or error is None or loss is None or runs.empty:
-        return math.nan
-    return float((error * runs[metric] / loss).mean())
+    if not metric.startswith("final/val") or error is None or loss is None:
+        return np.full(len(runs), math.nan)
+    return np.asarray(error * runs[metric] / loss, float)
 
 
 def _faults(samples: Sequence[Sample]) -> list[str]:
     """Why the runs of these arms mean nothing beside each other."""
-    faults = [f"{s.arm.name} seed {seed}: {fault}" for s in samples for seed, fault in s.invalid.items()]
+    faults = [f"{s.arm.name} {fault}" for s in samples for fault in s.invalid.values()]
     faults += [f"{s.arm.name}: all seeds gave the same loss" for s in samples if s.n > 1 and _one(s.values, s.values)]
     faults += _strata(samples)
     return faults + _mixed("runs on different data", samples, [s.data for s in samples])

@@ -110,6 +110,11 @@ def in_family(estimates: Mapping[str, Estimate], size: int) -> dict[str, Estimat
     return adjusted
 
 
+def looks_until(looks: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """The looks of an arm with this many blocks: those before its last block, and one after it."""
+    return (*(look for look in looks if look < blocks), blocks)
+
+
 def shares(looks: Sequence[int]) -> tuple[float, ...]:
     """What each look may spend of alpha: in proportion to the blocks that it adds.
 
@@ -123,7 +128,12 @@ def programme_p(p_adj: float, order: int) -> float:
 
     These shares add up to 1 over any number of experiments, so a false alarm anywhere in the programme has chance alpha
     at most, though all experiments share their control's runs.
+
+    Raises:
+        ValueError: for an order below 1.
     """
+    if order < 1:
+        raise ValueError(f"experiments are counted from 1: this one cannot be number {order}")
     return min(1.0, order * (order + 1) * p_adj)
 
 
@@ -135,11 +145,13 @@ def fit_prior(variances: Any, dfs: Any, source: str) -> Prior:
     arms among them would else be called too often (7.2 instead of 5 in 100 honest families of six).
 
     Raises:
-        ValueError: for fewer than three arms.
+        ValueError: for fewer than three arms, or an arm whose variance or degrees of freedom are not positive numbers.
     """
     v, d = np.asarray(variances, float), np.asarray(dfs, float)
     if len(v) < 3:
         raise ValueError(f"a prior takes the variances of three arms or more, not of {len(v)}")
+    if not (np.isfinite(v) & np.isfinite(d) & (v > 0) & (d > 0)).all():
+        raise ValueError("a prior takes variances and degrees of freedom that are positive numbers")
     e = np.log(v) - special.digamma(d / 2) + np.log(d / 2)
     spread = float(((e - e.mean()) ** 2).sum() / special.chdtri(len(e) - 1, 0.75))
     excess = spread - float(special.polygamma(1, d / 2).mean())
@@ -155,9 +167,11 @@ def fit_prior(variances: Any, dfs: Any, source: str) -> Prior:
 def outliers(values: np.ndarray) -> list[int]:
     """Positions that the others make unlikely: deleted residuals, t with one degree less, Bonferroni over all."""
     n = len(values)
+    if n < OUTLIERS_FROM:
+        return []
     residuals = values - values.mean()
     squares = float(residuals @ residuals)
-    if n < OUTLIERS_FROM or not squares > 0:
+    if not squares > 0:
         return []
     leaned = residuals**2 / (1 - 1 / n)
     rest = np.maximum(squares - leaned, 1e-12 * squares) / (n - 2)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.stats.eligibility import MIN_BLOCKS, Complete, Sample, bare_difference, complete
-from analysis.stats.estimate import Estimate, in_family, independent, shares, within_blocks
+from analysis.stats.eligibility import MIN_BLOCKS, Complete, Sample, bar, bare_difference, complete
+from analysis.stats.estimate import Estimate, in_family, independent, looks_until, shares, within_blocks
 from analysis.store.schema import Design
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One arm at the last of the looks that it came to."""
+    """One arm at the last of the looks that it came to. Both samples end with that look: later runs bear on nothing."""
 
     control: Sample
     sample: Sample
@@ -34,70 +34,101 @@ class Judged:
         return np.array([self.control.by_block[block] for block in self.blocks.blocks])
 
 
-def looks_of(design: Design, sample: Sample) -> list[tuple[int, float]]:
-    """Numbers of blocks after which the arm is judged, each with its share of alpha."""
-    looks = [n for n in design.looks if n < sample.declared]
-    looks.append(sample.declared)
-    return list(zip(looks, shares(looks), strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Barred:
+    """One arm without an interval: it cannot be judged, or not yet."""
+
+    control: Sample
+    sample: Sample
+    verdict: str
+    why: str
+    delta: float  # bare difference, NaN where it means nothing
 
 
-def judge(control: Sample, samples: Sequence[Sample], family: int, design: Design) -> dict[str, Judged]:
-    """Each arm at its last look, those left out that have not come to the first."""
-    results: dict[str, Judged] = {}
+def judge(control: Sample, samples: Sequence[Sample], family: int, design: Design) -> dict[str, Judged | Barred]:
+    """Each arm at the look that decides it, or else at the last that it has come to.
+
+    Args:
+        control: all of its runs.
+        samples: the arms that are judged together.
+        family: comparisons that the intervals hold for together, with or without runs.
+        design: what was declared.
+    """
+    results: dict[str, Judged | Barred] = {}
     undecided = list(samples)
     for number in range(1 + len(design.looks)):
         reached: dict[str, Judged] = {}
         for sample in list(undecided):
-            looks = looks_of(design, sample)
+            looks = looks_until(() if design.independent else design.looks, sample.declared)
             if number >= len(looks):
-                continue
-            look, share = looks[number]
-            if result := _at_look(control, sample, look, design):
-                reached[sample.arm.name] = replace(result, estimate=replace(result.estimate, share=share))
-            else:
                 undecided.remove(sample)
-                if before := results.get(sample.arm.name):
-                    results[sample.arm.name] = replace(before, next=f"next look after {look} blocks")
+                continue
+            name, look = sample.arm.name, looks[number]
+            pair = (control, sample) if design.independent else (control.first(look), sample.first(look))
+            before, barred, found = results.get(name), bar(*pair, design), _found(*pair, look, design)
+            if barred:
+                results[name] = _barred(pair, *barred)
+                undecided.remove(sample)
+            elif found.awaited:
+                waits = replace(before, next=f"next look after {look} blocks") if isinstance(before, Judged) else None
+                results[name] = waits or _barred(pair, *_not_done(*pair, found, look, design))
+                undecided.remove(sample)
+            elif estimate := _estimate(*pair, found, design):
+                estimate = replace(estimate, share=shares(looks)[number])
+                reached[name] = Judged(control=pair[0], sample=pair[1], estimate=estimate, blocks=found, look=look)
+            else:  # too many runs failed; the blocks up to the next look may do
+                results[name] = _barred(pair, *_too_few(*pair, found, design))
         estimates = in_family({name: result.estimate for name, result in reached.items()}, family)
-        for name, result in reached.items():
-            results[name] = replace(result, estimate=estimates[name])
-        undecided = [s for s in undecided if word_of(results[s.arm.name].estimate, design) == "undecided"]
+        results |= {name: replace(result, estimate=estimates[name]) for name, result in reached.items()}
+        decided = {name for name, estimate in estimates.items() if word_of(estimate, design) != "undecided"}
+        undecided = [sample for sample in undecided if sample.arm.name not in decided]
     return results
 
 
-def _at_look(control: Sample, sample: Sample, look: int, design: Design) -> Judged | None:
-    """The comparison over the first ``look`` blocks; None while they are not done, or fewer than two are complete."""
-    found = complete(control, sample, look)
+def _found(control: Sample, sample: Sample, look: int, design: Design) -> Complete:
+    if not design.independent:
+        return complete(control, sample, look)
+    both = (control, sample)
+    return Complete(
+        blocks=sample.blocks,
+        left_out=[f"{s.arm.name} run {number} {state}" for s in both for number, state in s.failed.items()],
+        waiting=[f"{s.arm.name} run {number} {state}" for s in both for number, state in s.pending.items()],
+        awaited=sum(s.declared - s.n - len(s.failed) for s in both),
+    )
+
+
+def _estimate(control: Sample, sample: Sample, found: Complete, design: Design) -> Estimate | None:
+    """The difference over the complete blocks; None where they are too few."""
     if design.independent:
-        if control.n + len(control.failed) < control.declared or sample.n + len(sample.failed) < sample.declared:
-            return None
-        if (design.prior is None and min(control.n, sample.n) < MIN_BLOCKS) or not (control.n and sample.n):
-            return None
-        estimate = independent(control.values, sample.values, design.prior)
-        broken = [f"{s.arm.name} {state}" for s in (control, sample) for state in s.failed.values()]
-        found = replace(found, blocks=sample.blocks, left_out=broken)
-    else:
-        if found.awaited or len(found.blocks) < MIN_BLOCKS:
-            return None
-        differences = [sample.by_block[block] - control.by_block[block] for block in found.blocks]
-        estimate = within_blocks(np.array(differences), design.prior)
-    return Judged(control=control, sample=sample, estimate=estimate, blocks=found, look=look)
+        enough = min(control.n, sample.n) >= (1 if design.prior else MIN_BLOCKS)
+        return independent(control.values, sample.values, design.prior) if enough else None
+    if len(found.blocks) < MIN_BLOCKS:
+        return None
+    differences = [sample.by_block[block] - control.by_block[block] for block in found.blocks]
+    return within_blocks(np.array(differences), design.prior)
 
 
-def not_done(control: Sample, sample: Sample, design: Design) -> tuple[str, str, float]:
+def _not_done(control: Sample, sample: Sample, found: Complete, look: int, design: Design) -> tuple[str, str, float]:
     """Verdict, reason and bare difference of an arm whose runs are not all there."""
-    delta = bare_difference(control, sample, design)
-    if design.independent:
-        told = [f"{s.n} of {s.declared} runs of {s.arm.name} finished" for s in (control, sample) if s.n < s.declared]
-        waiting = [state for s in (control, sample) for state in s.pending.values()]
-    else:
-        look = looks_of(design, sample)[0][0]
-        found = complete(control, sample, look)
-        told = [f"{len(found.blocks)} of {look} blocks done", *found.left_out]
-        waiting = found.waiting
-        if not found.awaited:
-            told = [f"{len(found.blocks)} complete blocks, {MIN_BLOCKS} are needed", *found.left_out]
-    return "undecided", "; ".join([*told, *waiting]), delta
+    told = _counts(control, sample) if design.independent else [f"{len(found.blocks)} of {look} blocks done"]
+    why = "; ".join([*told, *found.left_out, *found.waiting])
+    return "undecided", why, bare_difference(control, sample, design)
+
+
+def _too_few(control: Sample, sample: Sample, found: Complete, design: Design) -> tuple[str, str, float]:
+    """The same of an arm too few of whose runs have come to their end."""
+    n = len(found.blocks)
+    blocks = [f"{n} complete block{'' if n == 1 else 's'}, {MIN_BLOCKS} are needed"]
+    told = _counts(control, sample) if design.independent else blocks
+    return "undecided", "; ".join([*told, *found.left_out]), bare_difference(control, sample, design)
+
+
+def _counts(control: Sample, sample: Sample) -> list[str]:
+    return [f"{s.n} of {s.declared} runs of {s.arm.name} finished" for s in (control, sample) if s.n < s.declared]
+
+
+def _barred(pair: tuple[Sample, Sample], verdict: str, why: str, delta: float) -> Barred:
+    return Barred(control=pair[0], sample=pair[1], verdict=verdict, why=why, delta=delta)
 
 
 def word_of(estimate: Estimate, design: Design) -> str:

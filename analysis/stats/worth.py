@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.polynomial import Polynomial
 
-from analysis.stats.eligibility import MIN_BLOCKS, Sample, bar
-from analysis.stats.estimate import Estimate, moderate, t_quantile
+from analysis.stats.eligibility import MIN_BLOCKS, Sample, bar, complete
+from analysis.stats.estimate import Estimate, looks_until, moderate, t_quantile
 from analysis.store.schema import Design, Prior
 
 _POINTS = 2001
@@ -40,17 +40,20 @@ class Scaling:
     def of(cls, runs: pd.DataFrame, design: Design) -> Scaling | None:
         """From the runs of the control and of its budgets (:func:`analysis.store.load.load_runs`).
 
-        None where seeds are independent, where no budget has all of its runs, made like the control's, and where more
-        tokens did not lower the loss.
+        A budget counts once the blocks of the first look are done, made like the control's. None where seeds are
+        independent, where no budget counts, and where more tokens did not lower the loss.
         """
-        if design.independent:
+        if design.independent or not design.budgets:
             return None
         control = Sample.of(design.control, runs, design.metric)
         places = [(1.0, control)]
         for arm in design.budgets:
             sample = Sample.of(arm, runs, design.metric)
-            barred = bar(control, sample, design)
-            if arm.tokens and sample.n == sample.declared and (barred is None or barred[0] == "screen"):
+            barred, done = (
+                bar(control, sample, design),
+                complete(control, sample, looks_until(design.looks, sample.declared)[0]),
+            )
+            if arm.tokens and done.blocks and not done.awaited and (barred is None or barred[0] == "screen"):
                 places.append((arm.tokens / design.tokens_per_run, sample))
         blocks = tuple(sorted(set.intersection(*(set(sample.blocks) for _, sample in places))))
         if len(places) < 2 or not blocks:
@@ -69,7 +72,7 @@ class Scaling:
 
     def loss(self, factor: np.ndarray) -> np.ndarray:
         """The control's loss at ``factor`` times the tokens, each inside the range of ``factors``."""
-        return self._weights(np.log2(factor)) @ self.means
+        return _weights(np.log2(factor), np.log2(self.factors), self.means) @ self.means
 
     def worth(self, values: Mapping[int, float], estimate: Estimate) -> tuple[float, float, float]:
         """The data that a variant's difference is worth, and its interval, as fractions of the control's tokens.
@@ -80,7 +83,7 @@ class Scaling:
 
         Returns:
             -0.24 where the control reaches the variant's loss with 24 % fewer tokens; infinite beyond the budgets that
-            ran, NaN where fewer than two blocks have them all.
+            ran, NaN where fewer than two blocks have them all, or more tokens did not lower the loss in these.
         """
         x = np.linspace(math.log2(self.factors[0]), math.log2(self.factors[-1]), _POINTS)
         found = self._distance(x, values, estimate)
@@ -93,7 +96,7 @@ class Scaling:
             return _fraction(at), _fraction(at), _fraction(at)
         low = -math.inf if held[0] == 0 else float(x[held[0]])
         high = math.inf if held[-1] == _POINTS - 1 else float(x[held[-1]])
-        return _fraction(at), _fraction(low), _fraction(high)
+        return _fraction(at), _fraction(min(low, at)), _fraction(max(high, at))  # whatever the grid is
 
     def at_equal_time(
         self, values: Mapping[int, float], estimate: Estimate, speed: Sequence[float]
@@ -106,7 +109,7 @@ class Scaling:
             speed: its throughput over the control's, with the ends of the interval: (ratio, low, high).
 
         Returns:
-            None where that time lies outside the budgets that ran, or fewer than two blocks have them all.
+            None where that time lies outside the budgets that ran, or as for :meth:`worth`.
         """
         ends = [-math.log2(ratio) for ratio in speed]
         if min(ends) < math.log2(self.factors[0]) or max(ends) > math.log2(self.factors[-1]):
@@ -129,22 +132,30 @@ class Scaling:
         if len(shared) < MIN_BLOCKS:
             return None
         mine = np.array([values[self.blocks[place]] for place in shared])
-        apart = mine - self._weights(x) @ self.losses[:, shared]  # points, blocks
+        losses = self.losses[:, shared]
+        if any(more >= fewer for fewer, more in pairwise(losses.mean(axis=1))):
+            return None
+        apart = mine - _weights(x, np.log2(self.factors), losses.mean(axis=1)) @ losses  # points, blocks
         n = len(shared)
         variance, df = moderate(apart.var(axis=1, ddof=1), n - 1, self.prior)
         critical = t_quantile(estimate.share * self.alpha / 2 / estimate.family, df)
         return apart.mean(axis=1), critical * np.sqrt(variance / n)
 
-    def _weights(self, x: np.ndarray) -> np.ndarray:
-        """Weights of the arms' losses in the curve at ``x`` = log2(tokens / the design's): (points, arms).
 
-        Of the parabola (the polynomial) through all budgets; of straight lines where that would not fall throughout.
-        """
-        knots = np.log2(self.factors)
-        turns = Polynomial.fit(knots, self.means, len(knots) - 1).deriv().roots()
-        if not any(abs(turn.imag) < 1e-9 and knots[0] <= turn.real <= knots[-1] for turn in turns):
-            return np.stack([_lagrange(x, knots, i) for i in range(len(knots))], axis=-1)
-        return np.stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))], axis=-1)
+def _weights(x: np.ndarray, knots: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Weights of the budgets' losses in the curve at ``x``: (points, budgets).
+
+    Of the parabola (the polynomial) through all budgets; of straight lines where that would not fall throughout.
+
+    Args:
+        x: log2(tokens / the design's), (points,).
+        knots: the budgets' own, ascending.
+        means: their losses.
+    """
+    turns = Polynomial.fit(knots, means, len(knots) - 1).deriv().roots()
+    if not any(abs(turn.imag) < 1e-9 and knots[0] <= turn.real <= knots[-1] for turn in turns):
+        return np.stack([_lagrange(x, knots, i) for i in range(len(knots))], axis=-1)
+    return np.stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))], axis=-1)
 
 
 def _lagrange(x: np.ndarray, knots: np.ndarray, i: int) -> np.ndarray:

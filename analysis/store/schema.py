@@ -138,7 +138,7 @@ class Design:
     prior: Prior | None = None  # of the sd of a difference within a block; of a run, where seeds are independent
     screen: bool = False  # one block: numbers, no verdict
     source: str = ""
-    changed: Mapping[str, Any] = field(default_factory=dict)  # what an earlier look was judged by, where it is not this
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # measure -> (at an earlier look, now)
     order: int = 1  # which experiment this is of all that the control has served
     confirms: bool = False  # the second stage: fresh seeds for what the first one showed
 
@@ -186,5 +186,6 @@ class Design:
             record["diff"] = {path: tuple(pair) for path, pair in record["diff"].items()}
             arms.append(Arm(**record))
         head["looks"] = tuple(head["looks"])
+        head["changed"] = {name: tuple(pair) for name, pair in head["changed"].items()}
         head["prior"] = Prior(**head["prior"]) if head["prior"] else None
         return cls(arms=tuple(arms), **head)

@@ -34,7 +34,10 @@ def design(*arms: Arm, control: int = 4, **fields) -> Design:
 
 
 def frame(values: Mapping[str, Sequence[float]], plan: Design, seeds: Mapping[str, Sequence[int]] = {}) -> pd.DataFrame:
-    """Finished runs of one stratum with the given final losses, on the seeds that the design gives them or others."""
+    """Finished runs of one stratum with the given final losses.
+
+    Run i of every arm is of block i, by its seed, unless told otherwise; where seeds are independent each is its own.
+    """
     rows = []
     for declared in plan.arms:
         for i, loss in enumerate(values.get(declared.name, ())):

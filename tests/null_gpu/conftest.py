@@ -112,6 +112,13 @@ class Card:
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads((self.folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
+    def says(self, *words: str) -> str:
+        """What ``python -m WORDS`` prints on the card, in a process of its own."""
+        command, env = [PYTHON, "-m", *words], environment(self.library)
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
     def close(self) -> None:
         """End the process."""
         if self._process:
@@ -129,8 +136,11 @@ def card() -> Iterator[Card]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of all runs that finished."""
+    """The table of all runs that finished, and the bytes that a layer moves."""
     reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])]
+    for stream, told in (pair for report in reports for pair in report.user_properties if pair[0].startswith("bytes")):
+        terminalreporter.section(stream)
+        terminalreporter.line(str(told))
     rows = [value for report in reports for name, value in report.user_properties if name == "row"]
     if not rows:
         return

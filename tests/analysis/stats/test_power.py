@@ -1,120 +1,173 @@
+"""What a design can show, against the shipped procedure on simulated runs, one experiment at a time."""
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.stats import dunnett, power
-from analysis.stats.estimate import Noise, family
+from analysis.stats.estimate import in_family, independent, looks_until, shares, within_blocks
+from analysis.stats.power import Layout, blocks_needed, detectable_effect, power, sigma_interval
+from analysis.store.schema import Prior
 
 ALPHA = 0.05
+SD = 0.02
+TRUE = Prior(sd=0.02, df=4.5, source="the true sd")
+WRONG = Prior(sd=0.05, df=8.0, source="of noisier arms")
+LAYOUTS = {
+    "pairs": Layout(5, 1, ALPHA),
+    "two blocks": Layout(2, 1, ALPHA, (), TRUE),
+    "a family": Layout(5, 6, ALPHA, (), TRUE),
+    "a prior of another sd": Layout(5, 3, ALPHA, (), WRONG),
+    "looks": Layout(8, 3, ALPHA, (3, 5, 8), TRUE),
+    "looks without a prior": Layout(8, 2, ALPHA, (3, 5, 8)),
+    "more blocks than looks": Layout(6, 1, ALPHA, (3, 4), TRUE),
+    "independent": Layout((8, 3), 3, ALPHA),
+    "independent with a prior": Layout((5, 2), 2, ALPHA, (), TRUE),
+}
 
 
-@pytest.mark.parametrize(("n", "effect"), [(1, 0.0052), (3, 0.0030), (5, 0.0023)])
-def test_with_many_runs_the_figures_are_the_textbooks(n, effect):
-    # (1.960 + 0.842) * 0.0013 * sqrt(2 / n), the effect for n + n runs where sigma is known; here it nearly is.
-    assert power.detectable_effect(0.0013, 400 * n, [400 * n], alpha=ALPHA) * 20 == pytest.approx(effect, rel=0.02)
+def called(layout: Layout, effect: float, generator: np.random.Generator) -> int:
+    """The sign by which one simulated experiment calls its first variant, 0 where it does not; others differ by 0."""
+    if isinstance(layout.blocks, tuple):
+        n_control, n = layout.blocks
+        control = generator.normal(0, SD, n_control)
+        arms = {str(i): generator.normal(0 if i else effect, SD, n) for i in range(layout.family)}
+        first = in_family({name: independent(control, x, layout.prior) for name, x in arms.items()}, layout.family)["0"]
+        low, high = first.interval(layout.alpha)
+        return int(low > 0) - int(high < 0)
+    arms = {str(i): generator.normal(0 if i else effect, SD, layout.blocks) for i in range(layout.family)}
+    looks = looks_until(layout.looks, layout.blocks)
+    for look, share in zip(looks, shares(looks), strict=True):
+        estimates = {name: replace(within_blocks(x[:look], layout.prior), share=share) for name, x in arms.items()}
+        low, high = in_family(estimates, layout.family)["0"].interval(layout.alpha)
+        if low > 0 or high < 0:
+            return int(low > 0) - int(high < 0)
+    return 0
 
 
-def test_noncentrality_is_the_textbooks():
-    assert power.noncentrality(1.959964) == pytest.approx(1.959964 + 0.841621, abs=1e-5)
-    effect = power.noncentrality(2.5, 7, 0.9)
-    t = stats.nct.rvs(7, effect, size=20_000, random_state=np.random.default_rng(0))
-    assert (t > 2.5).mean() == pytest.approx(0.9, abs=0.01)
-
-
-@pytest.mark.parametrize(("n_control", "sizes"), [(4, (3,)), (8, (3, 3, 3)), (8, (1, 1)), (5, (2, 4, 1)), (1, (3, 3))])
-def test_an_effect_is_found_as_often_as_promised(n_control, sizes):
-    """By the shipped procedure on simulated runs, one family at a time."""
-    sigma, trials = 0.02, 600
-    effect = power.detectable_effect(sigma, n_control, sizes, alpha=ALPHA)
-    assert power.power(-effect, sigma, n_control, sizes, alpha=ALPHA) == pytest.approx(0.8, abs=1e-4)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_effect_is_found_as_often_as_promised(name):
+    layout, trials = LAYOUTS[name], 500
+    effect = detectable_effect(SD, layout)
+    assert power(-effect, SD, layout) == pytest.approx(0.8, abs=1e-3)
     generator = np.random.default_rng(1)
-    found = 0
-    for _ in range(trials):
-        control = generator.normal(0, sigma, n_control)
-        arms = {str(i): generator.normal(0 if i else effect, sigma, n) for i, n in enumerate(sizes)}
-        estimates = family(control, arms, sizes, Noise.of({"control": control} | arms), ALPHA)
-        found += estimates["0"].interval(ALPHA)[0] > 0
+    found = sum(called(layout, effect, generator) > 0 for _ in range(trials))
     interval = stats.binomtest(found, trials).proportion_ci(0.999, "exact")
     assert interval.low < 0.8 < interval.high
 
 
-@pytest.mark.parametrize(("n", "price"), [(2, 1.26), (3, 1.25), (5, 1.08), (8, 1.05)])
-def test_the_price_of_the_guards(n, price):
-    """Against Dunnett's test alone, six variants beside eight control runs."""
-    df = 7 + 6 * (n - 1)
-    alone = power.noncentrality(dunnett.critical_value(ALPHA, 8, [n] * 6, df), df) * (1 / 8 + 1 / n) ** 0.5
-    assert power.detectable_effect(1.0, 8, [n] * 6, alpha=ALPHA) / alone == pytest.approx(price, abs=0.01)
+@pytest.mark.parametrize("power_", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_pairs_without_a_prior_are_the_noncentral_t(n, power_):
+    """The textbook's power of a paired t test, by scipy."""
+    effect = detectable_effect(1.0, Layout(n, 2, ALPHA), power_)
+    critical = stats.t.isf(ALPHA / 2 / 2, n - 1)
+    assert stats.nct.sf(critical, n - 1, effect * n**0.5) == pytest.approx(power_, abs=0.015)
 
 
-def test_without_an_effect_the_chance_of_a_call_is_the_level():
-    # One arm of eight runs: its own scatter hardly ever has a say.
-    assert power.call_chance(0.0, 0.02, 8, [8], alpha=ALPHA) == pytest.approx(ALPHA, abs=0.004)
-    assert power.call_chance(9.0, 0.02, 8, [8], alpha=ALPHA) == pytest.approx(1)
+def test_with_many_blocks_and_a_known_sd_the_figure_is_the_textbooks():
+    """(1.960 + 0.842) sd / sqrt(n)."""
+    known = Prior(sd=SD, df=1e6, source="known")
+    assert detectable_effect(SD, Layout(25, 1, ALPHA, (), known)) == pytest.approx(2.802 * SD / 5, rel=0.01)
 
 
-def test_more_of_anything_helps_and_a_larger_family_costs():
-    def effect(n_control=4, n=3, m=2):
-        return power.detectable_effect(1.0, n_control, [n] * m, alpha=ALPHA)
-
-    assert effect(n_control=8) < effect()
-    assert effect(n=5) < effect()
-    assert effect(m=8) > power.detectable_effect(1.0, 4, (3, *[9] * 3), alpha=ALPHA)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_without_an_effect_a_call_by_either_sign_is_no_likelier_than_alpha(name):
+    layout = LAYOUTS[name]
+    either = 2 * power(0.0, SD, layout)  # by symmetry
+    assert either <= layout.alpha / layout.family + 0.004
 
 
-@given(st.integers(2, 9), st.lists(st.integers(1, 6), min_size=1, max_size=5), st.floats(0.1, 5), st.floats(0, 9))
-@settings(max_examples=25, deadline=None)
-def test_power_rises_with_the_effect_and_has_no_unit(n_control, sizes, sigma, effect):
-    low = power.power(effect, sigma, n_control, sizes, alpha=ALPHA)
-    high = power.power(effect + 0.1 * sigma, sigma, n_control, sizes, alpha=ALPHA)
+def test_more_of_anything_helps_and_a_larger_family_and_looks_cost():
+    plain = Layout(5, 2, ALPHA)
+    effect = detectable_effect(1.0, plain)
+    assert detectable_effect(1.0, replace(plain, blocks=8)) < effect
+    assert detectable_effect(1.0, replace(plain, prior=Prior(sd=1.0, df=4.5, source="x"))) < effect
+    assert detectable_effect(1.0, replace(plain, family=8)) > effect
+    assert detectable_effect(1.0, replace(plain, alpha=0.01)) > effect
+    assert detectable_effect(1.0, replace(plain, looks=(2, 5))) > effect
+    assert detectable_effect(1.0, plain, 0.95) > effect
+    assert detectable_effect(1.0, Layout((8, 5), 2, ALPHA)) < detectable_effect(1.0, Layout((5, 5), 2, ALPHA))
+
+
+@given(st.integers(2, 9), st.integers(1, 6), st.floats(0.1, 5), st.floats(0, 9))
+@settings(max_examples=15)
+def test_power_rises_with_the_effect_and_has_no_unit(n, family, sd, effect):
+    layout = Layout(n, family, ALPHA, (), Prior(sd=1.0, df=4.5, source="x"))
+    scaled = replace(layout, prior=Prior(sd=1000.0, df=4.5, source="x"))
+    low, high = power(effect, sd, layout), power(effect + 0.1 * sd, sd, layout)
     assert 0 <= low <= high <= 1
-    assert power.power(1000 * effect, 1000 * sigma, n_control, sizes, alpha=ALPHA) == pytest.approx(low, abs=1e-9)
+    assert power(-1000 * effect, 1000 * sd, scaled) == pytest.approx(low, abs=1e-3)
+    assert power(detectable_effect(sd, layout, 0.6), sd, layout) == pytest.approx(0.6, abs=1e-3)
 
 
-@pytest.mark.parametrize("effect", [0.004, 0.003, 0.0025])
-def test_seeds_needed_is_the_fewest(effect):
-    n = power.seeds_needed(effect, 0.0013, 8, alpha=ALPHA, num_variants=3)
+def test_looks_that_end_with_the_blocks_are_the_same_said_or_not():
+    said, unsaid = Layout(8, 1, ALPHA, (3, 5, 8), TRUE), Layout(8, 1, ALPHA, (3, 5), TRUE)
+    assert detectable_effect(SD, said) == detectable_effect(SD, unsaid)
+    assert detectable_effect(SD, Layout(8, 1, ALPHA, (8, 12), TRUE)) == detectable_effect(
+        SD, Layout(8, 1, ALPHA, (), TRUE)
+    )
+
+
+@pytest.mark.parametrize("prior", [None, TRUE])
+@pytest.mark.parametrize("effect", [0.5, 0.03, 0.02, -0.012])
+def test_blocks_needed_is_the_fewest(effect, prior):
+    layout = Layout(5, 3, ALPHA, (3, 5), prior)  # judged once, whatever the looks
+    n = blocks_needed(effect, SD, layout)
     assert n is not None
-    assert n > 2
-    assert power.detectable_effect(0.0013, 8, [n] * 3, alpha=ALPHA) <= effect
-    assert power.detectable_effect(0.0013, 8, [n - 1] * 3, alpha=ALPHA) > effect
+    assert detectable_effect(SD, Layout(n, 3, ALPHA, (), prior)) <= abs(effect)
+    assert n == 2 or detectable_effect(SD, Layout(n - 1, 3, ALPHA, (), prior)) > abs(effect)
 
 
-def test_a_small_control_cannot_be_made_up_for():
-    assert power.seeds_needed(0.001, 0.0013, 4, alpha=ALPHA, num_variants=1, most=30) is None
+def test_runs_needed_beside_a_control():
+    layout = Layout((8, 3), 3, ALPHA)
+    n = blocks_needed(0.04, SD, layout)
+    assert n is not None
+    assert detectable_effect(SD, Layout((8, n), 3, ALPHA)) <= 0.04 < detectable_effect(SD, Layout((8, n - 1), 3, ALPHA))
+    assert blocks_needed(0.01, SD, layout, most=30) is None  # a small control cannot be made up for
+
+
+def test_no_number_of_blocks_shows_nothing():
+    assert blocks_needed(0.0, SD, Layout(5, 1, ALPHA)) is None
+    assert blocks_needed(0.001, SD, Layout(5, 1, ALPHA), most=20) is None
 
 
 def test_sigmas_interval_is_chi_squares():
-    sigma, df = 0.03, 7
-    low, high = power.sigma_interval(sigma, df)
-    assert stats.chi2.cdf(df * (sigma / low) ** 2, df) == pytest.approx(0.975)
-    assert stats.chi2.cdf(df * (sigma / high) ** 2, df) == pytest.approx(0.025)
+    for sigma, df in ((0.03, 7), (0.0165, 4.5)):
+        low, high = sigma_interval(sigma, df)
+        assert stats.chi2.cdf(df * (sigma / low) ** 2, df) == pytest.approx(0.975)
+        assert stats.chi2.cdf(df * (sigma / high) ** 2, df) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        *({"n_control": 0}, {"n_arms": [0]}, {"n_arms": []}, {"sigma": -1.0}, {"alpha": 0.0}, {"power": 1.0}),
-        {"n_control": 1, "n_arms": [1, 1]},
+        ({"blocks": 1}, "two or more"),
+        ({"blocks": 1, "prior": TRUE}, "two or more"),  # which is judged by no one either
+        ({"looks": (1, 3)}, "two or more"),
+        ({"blocks": (1, 1), "prior": TRUE}, "two of each"),
+        ({"blocks": (5, 1)}, "two of each"),
+        ({"blocks": (0, 5), "prior": TRUE}, "two of each"),
+        ({"family": 0}, "family of 0"),
+        ({"alpha": 0.0}, "alpha 0"),
+        ({"alpha": 1.0}, "alpha 1"),
     ],
 )
-def test_impossible_designs_are_refused(wrong):
-    with pytest.raises(ValueError, match="must"):
-        power.detectable_effect(**({"sigma": 1.0, "n_control": 3, "n_arms": [3], "alpha": 0.05} | wrong))
+def test_impossible_designs_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        detectable_effect(1.0, replace(Layout(3, 1, ALPHA), **wrong))
 
 
-@pytest.mark.parametrize(("n", "arms", "correlation"), [(5, 1, 0.0), (8, 3, 0.5), (5, 6, -0.5)])
-def test_an_effect_in_pairs_is_found_as_often_as_promised(n, arms, correlation):
-    effect = power.detectable_effect_paired(0.02, n, arms, correlation=correlation, alpha=ALPHA)
-    generator = np.random.default_rng(0)
-    cov = 0.02**2 * np.array([[1, correlation], [correlation, 1]])
-    pairs = generator.multivariate_normal([0, effect], cov, size=(4000, n))  # (trials, n, 2)
-    p = stats.ttest_rel(pairs[..., 1], pairs[..., 0], axis=1, alternative="greater").pvalue
-    assert (p < ALPHA / 2 / arms).mean() == pytest.approx(0.8, abs=0.02)
+@pytest.mark.parametrize("sd", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_sd_is_refused(sd):
+    with pytest.raises(ValueError, match="positive number"):
+        detectable_effect(sd, Layout(3, 1, ALPHA))
 
 
-@pytest.mark.parametrize(("n", "correlation"), [(1, 0.0), (5, 1.0)])
-def test_impossible_pairs_are_refused(n, correlation):
-    with pytest.raises(ValueError, match="two or more seeds and a correlation"):
-        power.detectable_effect_paired(1.0, n, 1, correlation=correlation, alpha=ALPHA)
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_an_impossible_power_is_refused(chance):
+    with pytest.raises(ValueError, match="power must"):
+        detectable_effect(1.0, Layout(3, 1, ALPHA), chance)

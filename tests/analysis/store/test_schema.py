@@ -3,21 +3,57 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.store.schema import METRICS, TAG_DESIGN, Design, Metric, undeclared
+from analysis.store.schema import METRICS, TAG_DESIGN, Design, Metric, Prior, undeclared
 from tests.analysis.tables import arm, design
 
-
-def test_tags_restore_the_design():
-    plan = design(
-        arm("again", 2, "check", expect="same"),
-        arm("wide", 3, diff={"model.mlp.intermediate_size": (256, 512)}, solved=("model.mlp.intermediate_size",)),
-        paired=True,
-        sigma_prior=0.02,
+PLANS = {
+    "plain": design(arm("a", 2)),
+    "all": design(
+        arm("twin", 8, "check", expect="same"),
+        arm("half", 8, "budget", tokens=128_000),
+        arm(
+            "wide",
+            8,
+            diff={"model.mlp.intermediate_size": (256, 512)},
+            solved=("model.mlp.intermediate_size",),
+            looked="3 blocks then, 8 now, as width-first",
+        ),
+        control=8,
+        first_seed=100,
+        looks=(3, 5, 8),
+        prior=Prior(sd=0.0165, df=4.5, source="measured on tiny"),
+        changed={"margin": (0.5, 1.0)},
+        order=3,
         source="arXiv:1",
-    )
-    assert Design.from_tags(plan.to_tags()) == plan
-    assert Design.from_tags(plan.to_tags()) != replace(plan, margin=2.0)
-    assert plan.experiment == "width-tiny"
+    ),
+    "independent": design(arm("a", 2), independent=True, confirms=True),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_tags_restore_the_design(name):
+    plan = PLANS[name]
+    restored = Design.from_tags(plan.to_tags())
+    assert restored == plan
+    assert hash((restored.prior, restored.looks)) == hash((plan.prior, plan.looks))  # power remembers answers by them
+    assert restored != replace(plan, margin=2.0)
+    assert {type(then) for then in restored.changed.values()} <= {tuple}
+
+
+def test_another_stage_is_another_experiment():
+    assert PLANS["plain"].experiment == "width-tiny"
+    assert PLANS["independent"].experiment == "width-confirm-tiny"
+
+
+def test_arms_are_compared_or_budgets():
+    plan = PLANS["all"]
+    assert [one.name for one in plan.compared] == ["control", "twin", "wide"]
+    assert [one.name for one in plan.budgets] == ["half"]
+
+
+def test_blocks_are_counted_from_the_first_seed():
+    assert [PLANS["all"].block_of(seed) for seed in (100, 107)] == [0, 7]
+    assert PLANS["plain"].block_of(3) == 3
 
 
 def test_tags_without_a_design_are_refused():

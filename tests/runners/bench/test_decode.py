@@ -141,7 +141,7 @@ def priced(recipe, tmp_path):
     variant = recipe.model.override({"rotary": {"theta": 100.0}})
     models = {
         arm: json.loads(json.dumps(model.identity(), default=str))
-        for arm, model in {"control": recipe.model, "again": recipe.model, "theta_100": variant}.items()
+        for arm, model in {"control": recipe.model, "twin": recipe.model, "theta_100": variant}.items()
     }
 
     def write(*, control=models["control"], theta=models["theta_100"], name="record.json"):
@@ -164,7 +164,7 @@ def test_an_arm_is_found_by_its_model_at_the_longest_context_and_largest_batch(p
     write, models = priced
     found = Decode.of(write(), models)
     assert found.point == "8 x 2"
-    assert {arm: row["ratio"] for arm, row in found.rows.items()} == {"control": 2.0, "again": 2.2, "theta_100": 3.0}
+    assert {arm: row["ratio"] for arm, row in found.rows.items()} == {"control": 2.0, "twin": 2.2, "theta_100": 3.0}
     assert Decode.of(write(control={}), models) is None  # of a base that was another
     assert Decode.of(write(theta={}), models) is None  # of none of these variants
 
@@ -186,13 +186,13 @@ def test_a_report_shows_decode_where_it_was_measured_and_no_empty_column(cli, pr
     priced[0](name=f"reports/bench/{name}")
     said = cli(*report)
     assert said.returncode == 0, said.stderr
-    head, *lines = [line for line in said.stdout.splitlines() if line.startswith(("arm", "control", "again", "theta"))]
+    head, *lines = [line for line in said.stdout.splitlines() if line.startswith(("arm", "control", "twin", "theta"))]
     assert "decode 8 x 2" in head
     place = head.index("decode 8 x 2")
     cells = {line.split()[0]: line[place : head.index("why")].strip() for line in lines}
     assert cells == {
         "control": "80",
-        "again": "+120.0 [+0.0, +300.0] %",
+        "twin": "+120.0 [+0.0, +300.0] %",
         "theta_100": "+200.0 [+0.0, +300.0] %",
     }
     table = json.loads((project / "reports/micro-theta-micro/table.json").read_text())

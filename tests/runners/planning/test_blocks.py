@@ -254,7 +254,7 @@ def test_an_earlier_form_ends_in_2_and_what_to_write(capsys, line, place, says):
         ),
     ],
 )
-def test_an_earlier_form_of_a_base_is_told_what_to_write(old, new, says):
+def test_an_earlier_form_of_a_base_gets_what_to_write(old, new, says):
     text = BASE.read_text()
     assert text.count(old) == 1
     BASE.write_text(text.replace(old, new))

@@ -15,7 +15,7 @@ from runners.training.loop import train
 CPU = torch.device("cpu")
 
 
-class Begun(Exception):
+class BegunError(Exception):
     """Carries what a run begins with."""
 
 
@@ -24,9 +24,9 @@ def first(recipe: Recipe, seed: int, **fields) -> tuple[dict[str, torch.Tensor],
     changed = replace(recipe, train=recipe.train.model_copy(update=fields))
 
     def stop(training):
-        raise Begun({n: p.detach().clone() for n, p in training.model.named_parameters()}, training.batch(2))
+        raise BegunError({n: p.detach().clone() for n, p in training.model.named_parameters()}, training.batch(2))
 
-    with pytest.raises(Begun) as begun:
+    with pytest.raises(BegunError) as begun:
         train(changed, seed, prepare(recipe.data, Path("cache")), CPU, lambda training: None, begin=stop)
     return begun.value.args
 
