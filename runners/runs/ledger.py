@@ -75,11 +75,13 @@ def seen(plan: Plan, root: Path) -> Design:
     Raises ConfigError for a damaged ledger.
     """
     shown, mine = _read(root), _comparisons(plan)
-    changed: dict[str, Any] = {}
-    for one in mine:
+    variants = [one for one in mine if one.role == "variant"]
+    changed: dict[str, tuple[Any, Any]] = {}
+    for one in variants:
         if then := next((other for other in shown if other.overlaps(one)), None):
-            changed = {key: value for key in JUDGED_BY if (value := getattr(then, key)) != getattr(one, key)} | changed
-    looked = {} if plan.screen else {one.name: _barred(one, shown) for one in mine if one.role == "variant"}
+            pairs = {key: (getattr(then, key), getattr(one, key)) for key in JUDGED_BY}
+            changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]} | changed
+    looked = {} if plan.screen else {one.name: _barred(one, shown) for one in variants}
     design = plan.design()
     arms = tuple(replace(arm, looked=looked.get(arm.name, "")) for arm in design.arms)
     return replace(design, arms=arms, changed=changed, order=_order(mine, shown))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from analysis.store.schema import Design
 from llama_variants.errors import ConfigError
 from runners.planning.plan import Plan, load_plan
 from runners.runs import ledger
@@ -199,8 +200,13 @@ def test_what_was_judged_by_otherwise_is_flagged_and_bars_nothing():
     base = Path("experiments/base/micro.yaml")
     base.write_text(base.read_text().replace("margin: 0.05", "margin: 0.1"))
     more = plan("  theta_200: {model: {rotary: {theta: 200.0}}}\nblocks: 3\n")
-    assert ledger.seen(more, ROOT).changed == {"margin": 0.05, "variants": 1}
+    assert ledger.seen(more, ROOT).changed == {"margin": (0.05, 0.1), "variants": (1, 2)}
     assert looked(more) == ""
+    design = ledger.seen(more, ROOT)
+    assert Design.from_tags(design.to_tags()) == design
+    # A check stands in every experiment on the base: how many variants that has changes nothing of it.
+    FILE.write_text(MICRO_EXPERIMENT.split("variants:")[0])
+    assert ledger.seen(load_plan(FILE), ROOT).changed == {}
 
 
 def test_what_stands_written_is_never_changed():

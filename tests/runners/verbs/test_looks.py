@@ -82,7 +82,7 @@ def test_what_is_decided_stops_and_a_stop_in_between_changes_nothing(plan, capsy
     assert "theta_100: worse after 2 blocks" in capsys.readouterr().out
 
     # Stopped before any of its runs, and carried out again, it comes to the same.
-    for stop_before in (1, 7, 8, 10):
+    for stop_before in (4, 9):
         shutil.rmtree(ROOT)
         first, second = Training(stop_before), Training()
         with pytest.raises(Stopped):
