@@ -6,7 +6,6 @@ import pytest
 from analysis.store.schema import METRICS, TAG_DESIGN, Design, Metric, Prior, undeclared
 from tests.analysis.tables import arm, design
 
-
 PLANS = {
     "plain": design(arm("a", 2)),
     "all": design(
