@@ -68,8 +68,8 @@ def test_runs_that_are_done_tell_how_long_the_others_take(plan):
     for run, seconds in zip(plan.runs()[:3], (20.0, 30.0, 70.0), strict=True):
         took(run, seconds)
     assert estimated(plan, 1) == pytest.approx(2 * (20 + 30 + 70))
-    # Two workers take 20, 30 | 30 -> 20 | 70, 70: whoever is free takes the next.
-    assert estimated(plan, 2) == pytest.approx(140)
+    # Of 20, 30, 70, 20, 30, 70 whoever is free takes the next: 20 + 70, and 30 + 20 + 30 + 70.
+    assert estimated(plan, 2) == pytest.approx(150)
     assert estimate_seconds(plan, ROOT, [], {}, Slots(("cpu",), 1)) == (0.0, "nothing is left to do")
 
 

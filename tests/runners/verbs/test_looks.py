@@ -64,7 +64,7 @@ def test_what_is_decided_stops_and_a_stop_in_between_changes_nothing(plan, capsy
     assert {seed for arm, seed in made if arm == "theta_100"} == {0, 1}
     assert {seed for arm, seed in made if arm == "theta_200"} == {0, 1, 2, 3} == {s for a, s in made if a == "control"}
     said = capsys.readouterr().out
-    assert said.count("theta_100: worse after 2 blocks, +0.5") == 1
+    assert said.count("theta_100: worse after 2 blocks, +0.4997 [") == 1
     assert said.count("; it stops") == said.count(": worse") + said.count(": as expected")
     assert "theta_200: undecided after 2 blocks" in said
     assert "it runs on to 4 blocks" in said
