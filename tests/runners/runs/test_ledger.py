@@ -105,7 +105,7 @@ def test_what_is_declared_otherwise_on_the_same_blocks_is_barred(then, now, says
 
 
 @given(declared=st.lists(st.tuples(st.integers(0, 8), st.integers(2, 4)), min_size=1, max_size=4))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_only_the_first_declaration_on_a_block_counts(declared):
     """Against the definition: one stands unless an earlier one holds some of its blocks, and is not the same."""
     (ROOT / "ledger.json").unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def test_power_is_that_of_the_procedure(capsys):
     write(df=6.0)
     plan = load_plan(FILE)
     table = asked(capsys, "power", "--effect", "0.1")
-    layout = Layout(5, 1, 0.05, (), plan.prior)
+    layout = Layout(blocks=5, family=1, alpha=0.05, prior=plan.prior)
     (five,) = (row for row in table["rows"] if row["blocks"] == 5)
     assert five["effect"] == detectable_effect(0.02, layout)
     assert five["effect_low"] == detectable_effect(0.01, layout) < five["effect"] < five["effect_high"]
