@@ -247,8 +247,8 @@ def _layout(result: Judged, design: Design) -> Layout:
     """What was declared for this arm, as far as it bears on what could be seen."""
     family, declared = result.estimate.family, result.sample.declared
     if design.independent:
-        return Layout((result.control.declared, declared), family, design.alpha, (), design.prior)
-    return Layout(declared, family, design.alpha, design.looks, design.prior)
+        return Layout(blocks=(result.control.declared, declared), family=family, alpha=design.alpha, prior=design.prior)
+    return Layout(blocks=declared, family=family, alpha=design.alpha, looks=design.looks, prior=design.prior)
 
 
 def _pairing(result: Judged, design: Design) -> dict[str, float]:

@@ -15,7 +15,7 @@ from analysis.store.schema import Prior
 _DRAWS = 16384  # experiments: the chance of a call is then known to within 0.4 points
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """What an experiment declares that bears on what it can show."""
 
@@ -59,7 +59,9 @@ def blocks_needed(effect: float, sd: float, layout: Layout, most: int = 200) -> 
 
     def seen(n: int) -> bool:
         blocks = n if isinstance(layout.blocks, int) else (layout.blocks[0], n)
-        return detectable_effect(sd, Layout(blocks, layout.family, layout.alpha, (), layout.prior)) <= abs(effect)
+        return detectable_effect(
+            sd, Layout(blocks=blocks, family=layout.family, alpha=layout.alpha, prior=layout.prior)
+        ) <= abs(effect)
 
     least = 2
     if seen(least):

@@ -277,7 +277,9 @@ def _predicted(case: Case, sd: float, prior: Prior | None, sds: np.ndarray) -> f
         known = Prior(sd=float(np.median(prior.sd)), df=float(np.median(prior.df)), source="")
     blocks = (case.blocks, case.independent) if case.independent else case.blocks
     scaled = 1.0 if case.independent else sd * case.scale
-    return detectable_effect(scaled, Layout(blocks, sds.shape[1], ALPHA, case.looks, known))
+    return detectable_effect(
+        scaled, Layout(blocks=blocks, family=sds.shape[1], alpha=ALPHA, looks=case.looks, prior=known)
+    )
 
 
 # Real runs

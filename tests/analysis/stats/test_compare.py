@@ -154,8 +154,8 @@ def test_mde_is_the_effect_of_the_power_module():
     plan = design(arm("a", 4), arm("b", 6), control=6, prior=PRIOR, looks=(3, 6))
     table = judge({"a": around(0.0, 0.9), "b": around(0.0, 0.6, 6)}, plan, [*CONTROL, 10.1, 10.3])
     for name, layout in (
-        ("a", Layout(4, 2, 0.05, (3, 4), PRIOR)),
-        ("b", Layout(6, 2, 0.05, (3, 6), PRIOR)),
+        ("a", Layout(blocks=4, family=2, alpha=0.05, looks=(3, 4), prior=PRIOR)),
+        ("b", Layout(blocks=6, family=2, alpha=0.05, looks=(3, 6), prior=PRIOR)),
     ):
         row = table.loc[name]
         assert row["mde"] == pytest.approx(detectable_effect(row["sigma"], layout))

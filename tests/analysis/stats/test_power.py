@@ -17,15 +17,15 @@ SD = 0.02
 TRUE = Prior(sd=0.02, df=4.5, source="the true sd")
 WRONG = Prior(sd=0.05, df=8.0, source="of noisier arms")
 LAYOUTS = {
-    "pairs": Layout(5, 1, ALPHA),
-    "two blocks": Layout(2, 1, ALPHA, (), TRUE),
-    "a family": Layout(5, 6, ALPHA, (), TRUE),
-    "a prior of another sd": Layout(5, 3, ALPHA, (), WRONG),
-    "looks": Layout(8, 3, ALPHA, (3, 5, 8), TRUE),
-    "looks without a prior": Layout(8, 2, ALPHA, (3, 5, 8)),
-    "more blocks than looks": Layout(6, 1, ALPHA, (3, 4), TRUE),
-    "independent": Layout((8, 3), 3, ALPHA),
-    "independent with a prior": Layout((5, 2), 2, ALPHA, (), TRUE),
+    "pairs": Layout(blocks=5, family=1, alpha=ALPHA),
+    "two blocks": Layout(blocks=2, family=1, alpha=ALPHA, prior=TRUE),
+    "a family": Layout(blocks=5, family=6, alpha=ALPHA, prior=TRUE),
+    "a prior of another sd": Layout(blocks=5, family=3, alpha=ALPHA, prior=WRONG),
+    "looks": Layout(blocks=8, family=3, alpha=ALPHA, looks=(3, 5, 8), prior=TRUE),
+    "looks without a prior": Layout(blocks=8, family=2, alpha=ALPHA, looks=(3, 5, 8)),
+    "more blocks than looks": Layout(blocks=6, family=1, alpha=ALPHA, looks=(3, 4), prior=TRUE),
+    "independent": Layout(blocks=(8, 3), family=3, alpha=ALPHA),
+    "independent with a prior": Layout(blocks=(5, 2), family=2, alpha=ALPHA, prior=TRUE),
 }
 
 
@@ -63,7 +63,7 @@ def test_an_effect_is_found_as_often_as_promised(name):
 @pytest.mark.parametrize("n", [3, 5, 12])
 def test_pairs_without_a_prior_are_the_noncentral_t(n, power_):
     """The textbook's power of a paired t test, by scipy."""
-    effect = detectable_effect(1.0, Layout(n, 2, ALPHA), power_)
+    effect = detectable_effect(1.0, Layout(blocks=n, family=2, alpha=ALPHA), power_)
     critical = stats.t.isf(ALPHA / 2 / 2, n - 1)
     assert stats.nct.sf(critical, n - 1, effect * n**0.5) == pytest.approx(power_, abs=0.015)
 
@@ -71,7 +71,9 @@ def test_pairs_without_a_prior_are_the_noncentral_t(n, power_):
 def test_with_many_blocks_and_a_known_sd_the_figure_is_the_textbooks():
     """(1.960 + 0.842) sd / sqrt(n)."""
     known = Prior(sd=SD, df=1e6, source="known")
-    assert detectable_effect(SD, Layout(25, 1, ALPHA, (), known)) == pytest.approx(2.802 * SD / 5, rel=0.01)
+    assert detectable_effect(SD, Layout(blocks=25, family=1, alpha=ALPHA, prior=known)) == pytest.approx(
+        2.802 * SD / 5, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -82,7 +84,7 @@ def test_without_an_effect_a_call_by_either_sign_is_no_likelier_than_alpha(name)
 
 
 def test_more_of_anything_helps_and_a_larger_family_and_looks_cost():
-    plain = Layout(5, 2, ALPHA)
+    plain = Layout(blocks=5, family=2, alpha=ALPHA)
     effect = detectable_effect(1.0, plain)
     assert detectable_effect(1.0, replace(plain, blocks=8)) < effect
     assert detectable_effect(1.0, replace(plain, prior=Prior(sd=1.0, df=4.5, source="x"))) < effect
@@ -90,13 +92,15 @@ def test_more_of_anything_helps_and_a_larger_family_and_looks_cost():
     assert detectable_effect(1.0, replace(plain, alpha=0.01)) > effect
     assert detectable_effect(1.0, replace(plain, looks=(2, 5))) > effect
     assert detectable_effect(1.0, plain, 0.95) > effect
-    assert detectable_effect(1.0, Layout((8, 5), 2, ALPHA)) < detectable_effect(1.0, Layout((5, 5), 2, ALPHA))
+    assert detectable_effect(1.0, Layout(blocks=(8, 5), family=2, alpha=ALPHA)) < detectable_effect(
+        1.0, Layout(blocks=(5, 5), family=2, alpha=ALPHA)
+    )
 
 
 @given(st.integers(2, 9), st.integers(1, 6), st.floats(0.1, 5), st.floats(0, 9))
 @settings(max_examples=15)
 def test_power_rises_with_the_effect_and_has_no_unit(n, family, sd, effect):
-    layout = Layout(n, family, ALPHA, (), Prior(sd=1.0, df=4.5, source="x"))
+    layout = Layout(blocks=n, family=family, alpha=ALPHA, prior=Prior(sd=1.0, df=4.5, source="x"))
     scaled = replace(layout, prior=Prior(sd=1000.0, df=4.5, source="x"))
     low, high = power(effect, sd, layout), power(effect + 0.1 * sd, sd, layout)
     assert 0 <= low <= high <= 1
@@ -105,34 +109,41 @@ def test_power_rises_with_the_effect_and_has_no_unit(n, family, sd, effect):
 
 
 def test_looks_that_end_with_the_blocks_are_the_same_said_or_not():
-    said, unsaid = Layout(8, 1, ALPHA, (3, 5, 8), TRUE), Layout(8, 1, ALPHA, (3, 5), TRUE)
-    assert detectable_effect(SD, said) == detectable_effect(SD, unsaid)
-    assert detectable_effect(SD, Layout(8, 1, ALPHA, (8, 12), TRUE)) == detectable_effect(
-        SD, Layout(8, 1, ALPHA, (), TRUE)
+    said, unsaid = (
+        Layout(blocks=8, family=1, alpha=ALPHA, looks=(3, 5, 8), prior=TRUE),
+        Layout(blocks=8, family=1, alpha=ALPHA, looks=(3, 5), prior=TRUE),
     )
+    assert detectable_effect(SD, said) == detectable_effect(SD, unsaid)
+    assert detectable_effect(
+        SD, Layout(blocks=8, family=1, alpha=ALPHA, looks=(8, 12), prior=TRUE)
+    ) == detectable_effect(SD, Layout(blocks=8, family=1, alpha=ALPHA, prior=TRUE))
 
 
 @pytest.mark.parametrize("prior", [None, TRUE])
 @pytest.mark.parametrize("effect", [0.5, 0.03, 0.02, -0.012])
 def test_blocks_needed_is_the_fewest(effect, prior):
-    layout = Layout(5, 3, ALPHA, (3, 5), prior)  # judged once, whatever the looks
+    layout = Layout(blocks=5, family=3, alpha=ALPHA, looks=(3, 5), prior=prior)  # judged once, whatever the looks
     n = blocks_needed(effect, SD, layout)
     assert n is not None
-    assert detectable_effect(SD, Layout(n, 3, ALPHA, (), prior)) <= abs(effect)
-    assert n == 2 or detectable_effect(SD, Layout(n - 1, 3, ALPHA, (), prior)) > abs(effect)
+    assert detectable_effect(SD, Layout(blocks=n, family=3, alpha=ALPHA, prior=prior)) <= abs(effect)
+    assert n == 2 or detectable_effect(SD, Layout(blocks=n - 1, family=3, alpha=ALPHA, prior=prior)) > abs(effect)
 
 
 def test_runs_needed_beside_a_control():
-    layout = Layout((8, 3), 3, ALPHA)
+    layout = Layout(blocks=(8, 3), family=3, alpha=ALPHA)
     n = blocks_needed(0.04, SD, layout)
     assert n is not None
-    assert detectable_effect(SD, Layout((8, n), 3, ALPHA)) <= 0.04 < detectable_effect(SD, Layout((8, n - 1), 3, ALPHA))
+    assert (
+        detectable_effect(SD, Layout(blocks=(8, n), family=3, alpha=ALPHA))
+        <= 0.04
+        < detectable_effect(SD, Layout(blocks=(8, n - 1), family=3, alpha=ALPHA))
+    )
     assert blocks_needed(0.01, SD, layout, most=30) is None  # a small control cannot be made up for
 
 
 def test_no_number_of_blocks_shows_nothing():
-    assert blocks_needed(0.0, SD, Layout(5, 1, ALPHA)) is None
-    assert blocks_needed(0.001, SD, Layout(5, 1, ALPHA), most=20) is None
+    assert blocks_needed(0.0, SD, Layout(blocks=5, family=1, alpha=ALPHA)) is None
+    assert blocks_needed(0.001, SD, Layout(blocks=5, family=1, alpha=ALPHA), most=20) is None
 
 
 def test_sigmas_interval_is_chi_squares():
@@ -158,16 +169,16 @@ def test_sigmas_interval_is_chi_squares():
 )
 def test_impossible_designs_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
-        detectable_effect(1.0, replace(Layout(3, 1, ALPHA), **wrong))
+        detectable_effect(1.0, replace(Layout(blocks=3, family=1, alpha=ALPHA), **wrong))
 
 
 @pytest.mark.parametrize("sd", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_sd_is_refused(sd):
     with pytest.raises(ValueError, match="positive number"):
-        detectable_effect(sd, Layout(3, 1, ALPHA))
+        detectable_effect(sd, Layout(blocks=3, family=1, alpha=ALPHA))
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0])
 def test_an_impossible_power_is_refused(chance):
     with pytest.raises(ValueError, match="power must"):
-        detectable_effect(1.0, Layout(3, 1, ALPHA), chance)
+        detectable_effect(1.0, Layout(blocks=3, family=1, alpha=ALPHA), chance)

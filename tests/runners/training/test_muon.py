@@ -119,5 +119,5 @@ def test_an_ablation_of_it_is_planned_run_and_judged(cli, project):
     assert "train.optimizer.type adamw → muon" in done.stdout
     done = cli("run", "experiments/muon.yaml", "--jobs", 2)
     assert done.returncode == 0, done.stderr
-    (row,) = re.findall(r"^muon +2 .*$", done.stdout, flags=re.MULTILINE)
+    (row,) = re.findall(r"^muon +3 .*$", done.stdout, flags=re.MULTILINE)
     assert any(word in row for word in ("better", "worse", "equivalent", "undecided"))
