@@ -97,7 +97,8 @@ def _stated(plan: Plan, variants: Sequence[PlannedArm]) -> Known | None:
     stated = plan.decide.seed if plan.independent else plan.decide.difference
     if stated is None:
         return None
-    by_arm, kinds = {}, {}
+    by_arm: dict[str, float] = {}
+    kinds: dict[str, float] = {}
     for arm in variants:
         names = {_kind(path) for path in arm.diff}
         kind = names.pop() if len(names) == 1 else ""
