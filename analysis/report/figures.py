@@ -57,12 +57,19 @@ def losses(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> Figure:
     points = _late_losses(runs, curves, design)
     unit = METRICS["val/loss"].unit
     draw_bands(left, points, styles, f"validation loss ({unit})")
-    left.set_title("Mean over seeds; band: lowest to highest seed", fontsize=10)
+    left.set_title(_means_of(points), fontsize=10)
     draw_bands(right, less_control(points, design, "value"), styles, f"difference ({unit})")
     within = "Less the control of the same block; band: lowest to highest block"
     right.set_title("The same, less the control's mean" if design.independent else within, fontsize=10)
     legend(drawing, left, rows + 1)
     return drawing
+
+
+def _means_of(points: pd.DataFrame) -> str:
+    """What a line on the left is; where arms have unequal blocks their lines differ by these too."""
+    counts = points.groupby("arm")["run_key"].nunique()
+    own = ", of which arms have unequal numbers" if counts.nunique() > 1 else ""
+    return f"Mean over seeds{own}; band: lowest to highest seed"
 
 
 def forest(table: pd.DataFrame, design: Design, runs: pd.DataFrame) -> Figure:

@@ -127,4 +127,4 @@ def _fold(line: str) -> str:
 
 
 def _title(design: Design) -> str:
-    return f"{design.name} on {design.base}{': confirmation on fresh seeds' if design.confirms else ''}"
+    return f"{design.name} on {design.base}{': confirmation on fresh blocks' if design.confirms else ''}"

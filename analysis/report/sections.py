@@ -50,7 +50,7 @@ DECODE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage of an experiment declared, and its runs: the first, or the one on fresh seeds that confirms it.
+    """What one stage of an experiment declared, and its runs: the first, or the one on fresh blocks that confirms it.
 
     What is computed from them is computed once, whoever asks for it.
     """
@@ -80,10 +80,10 @@ def sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix:
     intro = "" if design.confirms else design.question
     stage_title = ""
     if several:
-        stage_title = "To confirm, on fresh seeds" if design.confirms else "As declared"
+        stage_title = "To confirm, on fresh blocks" if design.confirms else "As declared"
         if design.confirms:
             intro = (
-                "What the first stage showed, asked once more of seeds that it did not use, the control's too. "
+                "What the first stage showed, asked once more on seeds that it did not use, the control's too. "
                 "The stages are judged apart and never pooled; this one has the last word."
             )
     verdicts: list[Part] = [

@@ -302,7 +302,7 @@ def _expected(arm: Arm, word: str, within: bool, alpha: float) -> tuple[str, lis
                 "worse": "known-bad control, as expected",
                 "better": "known-bad control found better: do not trust this experiment before you know why",
                 "equivalent": "known-bad control makes no difference here: such runs cannot tell good from bad",
-            }.get(word, "known-bad control not seen: this design is too weak for its budget")
+            }.get(word, "known-bad control not seen: these runs are too few, or too short, to tell bad from good")
         ]
     if arm.expect is None:
         return word, []

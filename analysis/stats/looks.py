@@ -66,7 +66,9 @@ def judge(control: Sample, samples: Sequence[Sample], family: int, design: Desig
             name, look = sample.arm.name, looks[number]
             pair = (control, sample) if design.independent else (control.first(look), sample.first(look))
             before, barred, found = results.get(name), bar(*pair, design), _found(*pair, look, design)
-            if barred:
+            if barred and barred[0] == "as expected" and not found.awaited:  # a twin; later blocks may tell more
+                results[name] = _barred(pair, *barred)
+            elif barred and barred[0] != "as expected":
                 results[name] = _barred(pair, *barred)
                 undecided.remove(sample)
             elif found.awaited:

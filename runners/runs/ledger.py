@@ -123,16 +123,17 @@ def warnings(plan: Plan, root: Path) -> list[str]:
     pairs = {one.pair for one in mine if one.role == "variant"}
     beyond = 1 + max(max(one.control_seeds) for one in shown if one.pair in pairs)
     lines = [
-        f"warning: {arm.name} was looked at before ({arm.looked}): this decides nothing" for arm in barred.values()
+        f"warning: {arm.name} was looked at before ({arm.looked}): these blocks decide nothing"
+        for arm in barred.values()
     ]
     lines.append(f"  fresh blocks decide, in the experiment's file:  first_seed: {beyond}")
     then = [next(other for other in shown if other.overlaps(one)) for one in mine if one.name in barred]
-    numbers = {len(one.seeds) for one in then}
+    declared = {f"looks: {list(one.looks)}" if one.looks else f"blocks: {len(one.seeds)}" for one in then}
     # A second stage takes the blocks behind the declared ones: here those of then, if nobody has seen beyond them.
-    if not plan.confirms and len(numbers) == 1 and all(max(one.control_seeds) + 1 == beyond for one in then):
+    if not plan.confirms and len(declared) == 1 and all(max(one.control_seeds) + 1 == beyond for one in then):
         blocks = max(len(arm.run_keys) for arm in barred.values())
         confirm = f"confirm: {{variants: [{', '.join(barred)}], blocks: {blocks}}}"
-        lines.append(f"  or, with {numbers.pop()} blocks as before, a second stage:  {confirm}")
+        lines.append(f"  or a second stage, beside `{declared.pop()}` as before:  {confirm}")
     return lines
 
 
@@ -193,7 +194,7 @@ def _told(then: Comparison, now: Comparison) -> str:
         words = f"{len(then.seeds)} blocks then, {len(now.seeds)} now"
     else:
         words = f"blocks from seed {min(then.seeds)} then, from {min(now.seeds)} now"
-    return words if then.experiment == now.experiment else f"{words}, as {then.experiment}"
+    return words if then.experiment == now.experiment else f"{words}; then in {then.experiment}"
 
 
 def _order(mine: Sequence[Comparison], shown: Sequence[Comparison]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ MIN_DF = 2  # of a measured sd
 class Known:
     """The sd of a difference within a block (of a run, where seeds are independent), in the metric's unit."""
 
-    sd: float  # that is typical
+    sd: float  # that is typical of the plan's variants: the largest, where those of their kinds differ
     low: float
     high: float
     df: float  # as much as is known of it; 0 where that is not stated
@@ -93,17 +93,27 @@ def unit(plan: Plan) -> str:
     return "seed" if plan.independent else "block"
 
 
-def _stated(plan: Plan, variants: Iterable[PlannedArm]) -> Known | None:
+def _stated(plan: Plan, variants: Sequence[PlannedArm]) -> Known | None:
     stated = plan.decide.seed if plan.independent else plan.decide.difference
     if stated is None:
         return None
-    by_arm = {}
+    by_arm: dict[str, float] = {}
+    kinds: dict[str, float] = {}
     for arm in variants:
-        kinds = {kind_of(path) for path in arm.diff}
-        if len(kinds) == 1 and (kind := kinds.pop()) in stated.kinds:
-            by_arm[arm.name] = stated.kinds[kind]
-    source = f"stated by the base: {stated.source}"
-    return Known(sd=stated.sd, low=stated.low, high=stated.high, df=stated.df or 0.0, source=source, by_arm=by_arm)
+        names = {kind_of(path) for path in arm.diff}
+        kind = names.pop() if len(names) == 1 else ""
+        by_arm[arm.name] = stated.kinds.get(kind, stated.sd)
+        kinds |= {kind: stated.kinds[kind]} if kind in stated.kinds else {}
+    of = f" for {', '.join(f'{kind} ({sd:.4f})' for kind, sd in kinds.items())}" if kinds else ""
+    sd = max(by_arm.values(), default=stated.sd)
+    return Known(
+        sd=sd,
+        low=min(stated.low, sd),
+        high=max(stated.high, sd),
+        df=stated.df or 0.0,
+        source=f"stated by the base{of}: {stated.source}",
+        by_arm=by_arm,
+    )
 
 
 def kind_of(path: str) -> str:

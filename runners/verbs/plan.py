@@ -99,6 +99,7 @@ class Preview:
     runs: int
     runs_left: int
     workers: int
+    independent: bool  # every arm has seeds of its own
     estimated_seconds: int
     estimate_basis: str
     looks: tuple[int, ...]
@@ -141,6 +142,7 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
         runs=len(plan.runs()),
         runs_left=len(todo),
         workers=len(slots.devices),
+        independent=plan.independent,
         estimated_seconds=round(seconds),
         estimate_basis=basis,
         looks=plan.looks,
@@ -258,16 +260,18 @@ def _power_lines(found: Preview) -> list[str]:
         why = found.sd_source if found.sd is None else "too few runs"
         return [f"smallest detectable effect not known: {why}"]
     ranged = found.sd_low != found.sd_high
-    typical = f"sd {found.sd:.4f}{f', {found.sd_low:.4f} to {found.sd_high:.4f}' if ranged else ''}: {found.sd_source}"
+    what = "runs between seeds" if found.independent else "a difference within a block"
+    span = f", from {found.sd_low:.4f} to {found.sd_high:.4f}" if ranged else ""
+    typical = f"sd of {what} {found.sd:.4f}{span}: {found.sd_source}"
     by_size: dict[str, list[str]] = {}
     for name, effect in found.effects.items():
         by_size.setdefault(f"{effect:.4f}", []).append(name)
     told = [size if len(by_size) == 1 else f"{size} of {', '.join(names)}" for size, names in by_size.items()]
-    lines = [f"smallest effect this design sees 4 times in 5: {'; '.join(told)} ({typical})"]
+    lines = [f"smallest effect this design sees 4 times in 5: {'; '.join(told)}", f"  {typical}"]
     if wide := [name for name, effect in found.effects.items() if effect > found.margin]:
         whose = "" if len(wide) == len(found.effects) else f" for {', '.join(wide)}"
         lines.append(
-            f"warning: that is more than the margin of {found.margin:g}{whose}; "
+            f"warning: that effect is larger than the margin of {found.margin:g}{whose}; "
             "small differences will come out undecided"
         )
     return lines

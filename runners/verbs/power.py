@@ -96,7 +96,7 @@ def blocks_and_effects(plan: Plan, root: Path, effect: float | None) -> Effects:
     sds = (known.sd, known.low, known.high)
     needed = [blocks_needed(wanted, sd, layout(plan, plan.blocks), MAX_BLOCKS) for sd in sds]
     rows = []
-    for n in NUMBERS:
+    for n in sorted({*NUMBERS, *plan.looks, *_declared(plan)}):
         typical, low, high = (smallest_effect(plan, sd, n) for sd in sds)
         rows.append(Row(blocks=n, effect=typical, effect_low=low, effect_high=high))
     return Effects(
@@ -122,6 +122,11 @@ def blocks_and_effects(plan: Plan, root: Path, effect: float | None) -> Effects:
     )
 
 
+def _declared(plan: Plan) -> set[int]:
+    """Numbers of blocks (runs, where independent) that variants have, but for a screen's."""
+    return {len(arm.runs) for arm in plan.arms if arm.role == "variant" and len(arm.runs) > 1}
+
+
 def effects_text(found: Effects, by_margin: bool) -> str:
     """The table for a terminal; ``by_margin``: the effect that is asked about is the margin."""
     from analysis.store.schema import difference_unit
@@ -136,7 +141,7 @@ def effects_text(found: Effects, by_margin: bool) -> str:
         counted, what = "blocks", "sd of a difference within a block"
         declared, enough = f"{found.blocks} blocks declared", "blocks"
     looks = f", looks after {', '.join(map(str, found.looks))}" if found.looks else ""
-    ends = f", {found.sd_low:.4f} to {found.sd_high:.4f}" if ranged else ""
+    ends = f", from {found.sd_low:.4f} to {found.sd_high:.4f}" if ranged else ""
     heads = (*(counted, "smallest effect seen 4 times in 5"), *(("at the low sd", "at the high sd") if ranged else ()))
     table = [heads]
     for row in found.rows:
@@ -146,7 +151,8 @@ def effects_text(found: Effects, by_margin: bool) -> str:
     def number(needed: int | None) -> str:
         return f"more than {MAX_BLOCKS}" if needed is None else str(needed)
 
-    span = f" ({number(found.blocks_needed_low)} to {number(found.blocks_needed_high)})" if ranged else ""
+    low, high = number(found.blocks_needed_low), number(found.blocks_needed_high)
+    span = f" ({low} at the low sd, {high} at the high one)" if ranged else ""
     lines = [
         f"{found.name} · {found.base} · {found.metric} · {declared}, {variants}{looks}",
         f"{what} {found.sd:.4f}{ends} ({found.sd_source})",
@@ -154,7 +160,7 @@ def effects_text(found: Effects, by_margin: bool) -> str:
         *("   ".join(cell.rjust(len(head)) for cell, head in zip(line, heads, strict=True)) for line in table),
         "",
         f"an effect of {found.effect:g} {difference_unit(found.metric)}{' (the margin)' if by_margin else ''} takes "
-        f"{number(found.blocks_needed)} {enough}{span}",
+        f"{number(found.blocks_needed)} {enough}{', judged once' if found.looks else ''}{span}",
     ]
     return "\n".join(lines)
 

@@ -172,7 +172,7 @@ def test_stages_requirements_budgets_and_a_look(cli, inside, project, monkeypatc
 
     # More blocks after the look decide nothing, which is said before they are trained.
     more = cli("run", EXPERIMENT, "--jobs", 1, "--seeds", 4)
-    assert "warning: theta_100 was looked at before (3 blocks then, 4 now): this decides nothing" in more.stderr
+    assert "warning: theta_100 was looked at before (3 blocks then, 4 now): these blocks decide nothing" in more.stderr
     assert "first_seed: " in more.stderr
     assert "seen before with other blocks (3 blocks then, 4 now)" in " ".join(more.stdout.split())
 

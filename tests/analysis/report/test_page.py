@@ -238,7 +238,7 @@ def test_two_stages_stand_apart(runs, curves, tmp_path):
     page = Page(files["report"].read_text(encoding="utf-8"))
     assert [title for title in page.titles if "declared" in title or "confirm" in title] == [
         "As declared",
-        "To confirm, on fresh seeds",
+        "To confirm, on fresh blocks",
     ]
     records = json.loads(files["table"].read_text())
     verdicts = {(record["stage"], record["arm"]): record["verdict"] for record in records}

@@ -211,6 +211,22 @@ def test_a_change_that_moves_no_block_is_invalid(step, shift, prior):
     assert table.loc["b", "verdict"] == "equivalent"  # the others are judged all the same
 
 
+def test_a_twin_that_has_hardly_moved_is_as_expected():
+    """After a few steps rounding has not grown yet: no fault, and no interval. The same bits are one, or a shift."""
+    twin = arm("twin", 5, "check", expect="same")
+    moved = table_of(plan_of(twin), {"twin": [loss - 2e-7 * (1 + i % 2) for i, loss in enumerate(CONTROL)]}).loc["twin"]
+    assert (moved["verdict"], moved["n"]) == ("as expected", 5)
+    assert moved["why"] == "its losses are the control's, as far as float32 shows them"
+    for shift in (0.0, 1.0):
+        row = table_of(plan_of(twin), {"twin": [loss + shift for loss in CONTROL]}).loc["twin"]
+        assert row["verdict"] == "invalid"
+    looked = plan_of(twin, looks=(2, 5))
+    values = [loss - 2e-7 for loss in CONTROL]
+    assert table_of(looked, {"twin": values}).loc["twin", ["verdict", "n"]].tolist() == ["as expected", 5]
+    runs = frame({"control": CONTROL, "twin": values[:3]}, looked)
+    assert compare(runs, looked).set_index("arm").loc["twin", "why"] == "3 of 5 blocks done"
+
+
 def test_a_small_difference_that_float32_shows_is_judged():
     mine = [loss + 0.1 + 4e-6 * (-1) ** i for i, loss in enumerate(CONTROL)]
     row = table_of(plan_of(arm("a", 5)), {"a": mine}).loc["a"]

@@ -46,7 +46,7 @@ def declarations(draw: st.DrawFn) -> dict[str, Any]:
         "looks": looks,
         "blocks": draw(st.none() | (st.just(looks[-1]) if looks else small)),
         "first_seed": draw(st.none() | st.integers(0, 10**9)),
-        "design": draw(st.none() | st.sampled_from(["blocks", "independent"])),
+        "design": draw(st.none() | st.sampled_from(["blocks"] if looks else ["blocks", "independent"])),
         "budgets": draw(st.booleans()),
     }
     if draw(st.booleans()):
@@ -165,7 +165,7 @@ def test_another_first_seed_far_enough_away_is_fresh(written, first):
 @few
 @given(written=declarations())
 def test_independent_arms_share_no_seed_and_move_none_when_one_is_added(written):
-    written = written | {"design": "independent"}
+    written = {key: value for key, value in written.items() if key != "looks"} | {"design": "independent"}
     seeds = seeds_of(planned(written))
     flat = [seed for each in seeds.values() for seed in each]
     assert len(set(flat)) == len(flat)
@@ -213,10 +213,18 @@ EARLIER = [
     ("seeds: {control: 8, variant: 3}", "seeds: ", "`blocks: 5`: every arm, the control too, runs this many seeds"),
     ("seeds: 7", "seeds: ", "`blocks: 7`: every arm, the control too, runs this many seeds"),
     ("seeds: [0, 1]", "seeds: ", "`blocks: 5`: every arm, the control too, runs this many seeds"),
+    ("paired: false", "paired: ", "`design: independent` gives every arm its own"),
     ("paired: true", "paired: ", "nothing: seeds are blocks by default"),
     ("variants: {b: {seeds: 4, train: {lr: 2e-2}}}", "variants.b.seeds: ", "`blocks: 4`, or nothing"),
     ("confirm: {variants: [theta_100], seeds: {control: 8}}", "confirm.seeds: ", "`blocks: 5`: every arm"),
 ]
+
+
+def test_independent_seeds_have_no_looks(capsys):
+    """Their analysis knows none: looks that are declared and left out would be a surprise after the runs."""
+    FILE.write_text(FILE.read_text() + "looks: [2, 3]\ndesign: independent\n")
+    assert main(["plan", str(FILE)]) == 2
+    assert "looks: received [2, 3]; allowed: nothing where seeds are independent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("line", "place", "says"), EARLIER)

@@ -51,11 +51,11 @@ def looked(one: Plan) -> str:
 def test_an_experiment_renamed_after_a_look_is_barred():
     shown(plan("blocks: 3\n"))
     renamed = plan("blocks: 6\n", name="another")
-    assert looked(renamed) == "3 blocks then, 6 now, as micro-theta-micro"
+    assert looked(renamed) == "3 blocks then, 6 now; then in micro-theta-micro"
     told = "\n".join(ledger.warnings(renamed, ROOT))
-    assert "warning: theta_100 was looked at before (3 blocks then, 6 now, as micro-theta-micro)" in told
+    assert "warning: theta_100 was looked at before (3 blocks then, 6 now; then in micro-theta-micro)" in told
     assert "first_seed: 3\n" in told
-    assert "with 3 blocks as before, a second stage:  confirm: {variants: [theta_100], blocks: 6}" in told
+    assert "a second stage, beside `blocks: 3` as before:  confirm: {variants: [theta_100], blocks: 6}" in told
     # The same file grown is barred too, and so is a variant that has another name now.
     assert looked(plan("blocks: 6\n")) == "3 blocks then, 6 now"
     FILE.write_text(FILE.read_text().replace("theta_100", "other"))
@@ -68,6 +68,14 @@ def test_the_lines_to_paste_are_not_barred():
     staged = plan("blocks: 3\nconfirm: {variants: [theta_100], blocks: 6}\n")
     assert staged.confirm is not None
     assert looked(staged) == looked(staged.confirm) == ""
+    assert not [line for stage in staged.stages for line in ledger.warnings(stage, ROOT)]
+
+
+def test_looks_are_named_as_they_were_beside_the_second_stage():
+    shown(plan("looks: [2, 3]\n"))
+    told = "\n".join(ledger.warnings(plan("blocks: 5\n"), ROOT))
+    assert "beside `looks: [2, 3]` as before:  confirm: {variants: [theta_100], blocks: 5}" in told
+    staged = plan("looks: [2, 3]\nconfirm: {variants: [theta_100], blocks: 5}\n")
     assert not [line for stage in staged.stages for line in ledger.warnings(stage, ROOT)]
 
 

@@ -69,10 +69,23 @@ def test_what_is_stated_is_taken_by_kind():
     plan = load_plan(FILE)
     known = spread(plan, ROOT)
     assert known is not None
-    assert (known.sd, known.low, known.high, known.df) == (0.02, 0.01, 0.04, 100)
-    assert known.source == "stated by the base: a guess"
+    assert (known.sd, known.low, known.high, known.df) == (0.03, 0.01, 0.04, 100)  # of the variants that scatter most
+    assert known.source == "stated by the base for mlp (0.0300): a guess"
     sds = {arm.name: known.of(arm) for arm in plan.arms if arm.role == "variant"}
     assert sds == {"theta_100": 0.02, "half": 0.03, "both": 0.02, "later": 0.03}
+
+
+@pytest.mark.parametrize("blocks", [4, 7])
+def test_plan_and_power_count_with_the_sd_of_the_kind(capsys, blocks):
+    """Also where the table has no such number of blocks of its own."""
+    write(MORE + f"blocks: {blocks}\n", df=3.0)
+    planned, table = asked(capsys, "plan", "--device", "cpu"), asked(capsys, "power")
+    (row,) = (row for row in table["rows"] if row["blocks"] == blocks)
+    assert table["sd"] == planned["sd"] == 0.03
+    assert (
+        planned["effects"]["half"] == planned["smallest_detectable_effect"] == pytest.approx(row["effect"], rel=1e-12)
+    )
+    assert planned["effects"]["theta_100"] < planned["effects"]["half"]
 
 
 def test_power_is_that_of_the_procedure(capsys):
@@ -103,7 +116,7 @@ def test_finished_runs_count_where_they_know_more_than_the_base(df):
         assert (known.low, known.high) == pytest.approx((sds.min(), sds.max()))
         assert known.source.startswith("measured on finished runs of this plan: theta_100, half; 4 blocks")
     else:
-        assert known.source == "stated by the base: a guess"
+        assert known.source == "stated by the base for mlp (0.0300): a guess"
 
 
 def test_independent_seeds_go_by_runs(capsys):
