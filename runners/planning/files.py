@@ -176,6 +176,9 @@ class ExperimentFile(StrictModel):
         """What is wrong between fields."""
         if not self.looks:
             return
+        if self.design == "independent":
+            allowed = "`design: blocks`, or `blocks:` instead of looks: independent seeds are judged once"
+            yield Problem(path=("looks",), received=f"{list(self.looks)} with `design: independent`", allowed=allowed)
         last = self.looks[-1]
         allowed = f"{last}, the last of `looks`, or nothing: looks say how many blocks there are"
         written: list[tuple[Path, int | None]] = [(("blocks",), self.blocks)]
