@@ -6,6 +6,7 @@ is mirrored into each of them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,12 +257,13 @@ class Mirror:
 def _refuse_another(design: schema.Design, tags: Mapping[str, str]) -> None:
     """Two pairs of names can make one: experiment a on base b-c, and a-b on c."""
     try:
-        held = schema.Design.from_tags(tags)
+        held = json.loads(tags[schema.TAG_DESIGN])  # no more of it: another version's has these three too
+        names = held["name"], held["base"], held["confirms"]
     except (KeyError, TypeError, ValueError):  # edited in the UI: it is written anew
         return
-    if (held.name, held.base, held.confirms) != (design.name, design.base, design.confirms):
+    if names != (design.name, design.base, design.confirms):
         received = f"{design.name} on {design.base}, called {design.experiment} in the tracking store"
-        allowed = f"another name: {held.name} on {held.base} is called that there"
+        allowed = f"another name: {names[0]} on {names[1]} is called that there"
         raise ConfigError([Problem(path=("name",), received=received, allowed=allowed)])
 
 

@@ -32,9 +32,13 @@ def choose(experiment: str | None = None, tracking_uri: str | None = None) -> tu
     experiment = experiment or os.environ.get(EXPERIMENT_VARIABLE)
     names = [experiment] if experiment else load.list_experiments(tracking_uri)
     for name in names:
-        design = load.load_design(name, tracking_uri)
-        runs = load.load_runs(design, tracking_uri)
-        runs = figures.valid(runs)
+        try:
+            design = load.load_design(name, tracking_uri)
+        except LookupError:
+            if experiment:
+                raise
+            continue  # of another version: the next one may do
+        runs = figures.valid(load.load_runs(design, tracking_uri))
         if len(runs):
             return design, runs.reset_index(drop=True)
     asked = f"experiment {experiment!r}" if experiment else "an experiment"

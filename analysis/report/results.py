@@ -52,7 +52,9 @@ def read(file: Path) -> tuple[Design, pd.DataFrame]:
         record = json.loads(file.read_text())
         design, runs = Design.from_tags(record["design"]), pd.DataFrame(record["runs"])
         require(runs, [name for name in RUN_COLUMNS if name != "mlflow_run_id"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
+        raise ValueError(f"{file} holds no results that can be read: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} holds no results: {type(error).__name__}: {error}") from None
     runs.insert(0, "mlflow_run_id", "")
     runs = runs.astype(dict.fromkeys(_TIMES, "datetime64[ns, UTC]"))

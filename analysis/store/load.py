@@ -49,9 +49,14 @@ def load_design(experiment: str, tracking_uri: str | None = None) -> Design:
         tracking_uri: the store; ``None`` is :func:`analysis.store.address.tracking_uri`.
 
     Raises:
-        LookupError: when the store, the experiment or its design is absent; names the experiments that hold one.
+        LookupError: when the store, the experiment or its design is absent, with the experiments that hold one; and
+            when the design cannot be read, with what writes it anew.
     """
-    return Design.from_tags(_experiment(_connect(tracking_uri), experiment).tags)
+    tags = _experiment(_connect(tracking_uri), experiment).tags
+    try:
+        return Design.from_tags(tags)
+    except ValueError as error:
+        raise LookupError(f"{experiment}: {error}; `python -m runners report EXPERIMENT` writes it anew") from None
 
 
 def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:

@@ -176,8 +176,22 @@ class Design:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Design:
-        """The design that :meth:`to_tags` stored. Raises KeyError when the tags hold none."""
-        head = json.loads(tags[TAG_DESIGN])
+        """The design that :meth:`to_tags` stored.
+
+        Raises:
+            KeyError: when the tags hold none.
+            ValueError: when they hold one of other fields, such as another version of this module stores.
+        """
+        stored = tags[TAG_DESIGN]
+        try:
+            return cls._restored(json.loads(stored), tags)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"its design is of another version, or damaged ({type(error).__name__}: {error})"
+            ) from None
+
+    @classmethod
+    def _restored(cls, head: dict[str, Any], tags: Mapping[str, str]) -> Design:
         arms = []
         for name in head.pop("arms"):
             record = json.loads(tags[TAG_ARM_PREFIX + name])

@@ -55,11 +55,11 @@ def made_otherwise(plan: Plan, root: Path, known: Statuses, slots: Slots) -> dic
 
 
 def made_apart(plan: Plan, known: Statuses, slots: Slots, now: float | None = None) -> list[PlannedRun]:
-    """Finished runs that would have to be made again, so that verdicts take each beside those of the other arm.
+    """Finished runs that would have to be rerun, so that verdicts take each beside those of the other arm.
 
-    By the verdicts' own rule (:func:`analysis.stats.eligibility.stands_alone`), with what is still to be carried out as
-    made at ``now``; where one is made again, those that had it for company may have to be, too. A CPU repeats its bits,
-    and so do deterministic kernels; nothing drifts there.
+    By the verdicts' own rule (:func:`analysis.stats.eligibility.stands_alone`: of its own block, where seeds are
+    blocks), with what is still to be carried out as made at ``now``; where one is rerun, those that had it for company
+    may have to be, too. A CPU repeats its bits, and so do deterministic kernels; nothing drifts there.
     """
     if slots.devices[0] == "cpu" or all(arm.recipe.train.deterministic for arm in plan.arms):
         return []
@@ -69,23 +69,32 @@ def made_apart(plan: Plan, known: Statuses, slots: Slots, now: float | None = No
         status = known[run.key]
         done = status.state == "FINISHED"
         times.setdefault(run.arm, {})[run] = (_stamp(status.started), _stamp(status.ended)) if done else (soon, soon)
-    control = times.pop(plan.arms[0].name)
+    control, *arms = times.values()  # the plan's first run is the control's
     again: set[PlannedRun] = set()
-    while pair := _first_alone(control, times.values()):
+    pairs = [(arm, control) for arm in arms]
+    if not plan.independent:
+        pairs = [pair for arm in arms for pair in zip(_single(arm), _single(control), strict=False)]
+    while pair := _first_alone(pairs):
         mine, others, run = pair
         # One that will be made now cannot move: another comes to keep it company.
-        moved, arm = (run, mine) if mine[run] != (soon, soon) else (list(others)[-1], others)
+        moved = run if mine[run] != (soon, soon) else list(others)[-1]
         again.add(moved)
-        arm[moved] = (soon, soon)
+        for placed in (one for both in pairs for one in both if moved in one):
+            placed[moved] = (soon, soon)
     return [run for run in plan.runs() if run in again]
 
 
-def _first_alone(control: _Placed, arms: Iterable[_Placed]) -> tuple[_Placed, _Placed, PlannedRun] | None:
-    """An arm, the one it is compared with, and a run of the first that stands alone beside the second."""
+def _single(arm: _Placed) -> list[_Placed]:
+    """Its runs, one by one: block by block."""
+    return [{run: when} for run, when in arm.items()]
+
+
+def _first_alone(pairs: Iterable[tuple[_Placed, _Placed]]) -> tuple[_Placed, _Placed, PlannedRun] | None:
+    """Runs of an arm, those that they are compared with, and one of the first that stands alone beside the second."""
     from analysis.stats.eligibility import stands_alone
 
-    for arm in arms:
-        for mine, others in ((arm, control), (control, arm)):
+    for pair in pairs:
+        for mine, others in sorted((pair, pair[::-1]), key=lambda sides: min(sides[0].values())):  # the oldest moves
             alone = stands_alone(list(mine.values()), list(others.values()))
             if any(alone):
                 return mine, others, list(mine)[alone.index(True)]

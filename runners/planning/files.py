@@ -177,8 +177,8 @@ class ExperimentFile(StrictModel):
         if not self.looks:
             return
         if self.design == "independent":
-            allowed = "nothing where seeds are independent: looks are numbers of blocks"
-            yield Problem(path=("looks",), received=str(list(self.looks)), allowed=allowed)
+            allowed = "`design: blocks`, or `blocks:` instead of looks: independent seeds are judged once"
+            yield Problem(path=("looks",), received=f"{list(self.looks)} with `design: independent`", allowed=allowed)
         last = self.looks[-1]
         allowed = f"{last}, the last of `looks`, or nothing: looks say how many blocks there are"
         written: list[tuple[Path, int | None]] = [(("blocks",), self.blocks)]
@@ -209,7 +209,7 @@ _EARLIER = {  # key -> section of the file that it stands in -> what to write no
         "variants": "`blocks: {count}`, or nothing: a variant has as many as the rest",
         "checks": "nothing: a check has as many blocks as the rest",
     },
-    "paired": {"": "nothing: seeds are blocks by default, and `design: independent` gives every arm its own"},
+    "paired": {"": "nothing: seeds are blocks by default"},
     "sigma": {"": "`seed: {{sd: …, df: …, low: …, high: …, source: …}}`, or nothing where it is not known"},
     "sigma_range": {"": "nothing: `low` and `high` of `seed`"},
     "sigma_source": {"": "nothing: `source` of `seed`"},

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
+from analysis.report.explore import choose
 from analysis.stats.compare import compare
 from analysis.store import schema
 from analysis.store.load import load_design, load_runs
@@ -287,6 +288,32 @@ def test_a_design_deleted_in_the_ui_is_written_again(plan):
     assert load_design(plan.design().experiment) == plan.design()
 
 
+def as_an_earlier_version(design: Design) -> str:
+    """Its tag, as the version stored it whose seeds were no blocks."""
+    head = json.loads(design.to_tags()[schema.TAG_DESIGN])
+    for name in ("independent", "first_seed", "looks", "prior", "changed", "order"):
+        del head[name]
+    return json.dumps(head | {"paired": False, "sigma_prior": 0.03, "sigma_source": "", "looked": {}})
+
+
+def test_a_design_of_an_earlier_version_is_named_passed_over_and_written_anew(plan):
+    design = plan.design()
+    mirror = mirrored(plan)
+    finished(plan.runs()[0])
+    mirrored(plan)
+    old = as_an_earlier_version(design)
+    mirror.client.set_experiment_tag(mirror.experiment_id, schema.TAG_DESIGN, old)
+    with pytest.raises(LookupError, match="micro-theta-micro: its design is of another version.*runners report"):
+        load_design(design.experiment)
+    with pytest.raises(LookupError, match="no valid finished run of an experiment"):
+        choose()
+    with pytest.raises(LookupError, match="its design is of another version"):
+        choose(design.experiment)
+    mirrored(plan)
+    assert load_design(design.experiment) == design
+    assert choose()[0] == design
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_restored_experiment_brings_no_run_twice(plan, by_hand):
     """A run is deleted and mirrored anew; then the experiment is deleted and restored, and both are back."""
@@ -351,3 +378,8 @@ def test_two_experiments_that_would_have_one_name_are_not_mixed(plan, project):
     with pytest.raises(ConfigError, match="allowed: another name: micro-theta on micro is called that there"):
         Mirror(other, ROOT)
     assert load_design("micro-theta-micro") == plan.design()
+    mirror = mirrored(plan)
+    old = as_an_earlier_version(plan.design())
+    mirror.client.set_experiment_tag(mirror.experiment_id, schema.TAG_DESIGN, old)
+    with pytest.raises(ConfigError, match="allowed: another name: micro-theta on micro is called that there"):
+        Mirror(other, ROOT)

@@ -12,6 +12,7 @@ import pytest
 from analysis.report.figures import by_block
 from analysis.report.results import insert, keep, read, results_markdown
 from analysis.stats.compare import compare
+from analysis.store.schema import TAG_DESIGN
 from tests.analysis.tables import arm, change, design, frame
 
 PLAN = design(arm("twin", 2, "check", expect="same"), arm("b", 3), arm("c", 3), confirms=False)
@@ -55,6 +56,17 @@ def test_other_files_and_other_bases_are_refused(tmp_path):
     ]
     with pytest.raises(ValueError, match="results on 2 bases"):
         results_markdown(files)
+
+
+def test_results_of_an_earlier_version_are_refused_in_words(tmp_path):
+    record = json.loads(keep(PLAN, RUNS, tmp_path).read_text())
+    head = json.loads(record["design"][TAG_DESIGN])
+    record["design"][TAG_DESIGN] = json.dumps({k: v for k, v in head.items() if k != "looks"} | {"paired": False})
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"old\.json holds no results that can be read: its design is of another version"
+    ):
+        results_markdown([tmp_path / "old.json"])
 
 
 def test_a_table_goes_between_its_marks():

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -59,6 +60,18 @@ def test_blocks_are_counted_from_the_first_seed():
 def test_tags_without_a_design_are_refused():
     with pytest.raises(KeyError, match=TAG_DESIGN):
         Design.from_tags({"mlflow.note.content": "hello"})
+
+
+@pytest.mark.parametrize(
+    ("gone", "new"), [("looks", "paired"), ("prior", "sigma_prior"), ("", "paired"), ("looks", "")]
+)
+def test_a_design_of_other_fields_is_refused_in_words(gone, new):
+    """Such as another version stored."""
+    tags = PLANS["all"].to_tags()
+    head = json.loads(tags[TAG_DESIGN])
+    head = {key: value for key, value in head.items() if key != gone} | ({new: None} if new else {})
+    with pytest.raises(ValueError, match="its design is of another version, or damaged"):
+        Design.from_tags(tags | {TAG_DESIGN: json.dumps(head)})
 
 
 def test_a_metric_s_unit_is_the_one_that_its_name_ends_in():

@@ -256,6 +256,7 @@ THETA = "variants: {a: {model: {rotary: {theta: 3.0}}}}\n"
         (HEAD + "looks: 3\n", "a list, such as"),
         (HEAD + "blocks: 5\nlooks: [3, 8]\n", "blocks: received 5; allowed: 8, the last of `looks`"),
         (HEAD + "design: paired\n", "'blocks' or 'independent'"),
+        (HEAD + "looks: [3, 5]\ndesign: independent\n", "or `blocks:` instead of looks"),
         (HEAD + "variants: {a: {}}\n", "at least one changed value"),
         (HEAD + "variants: {a: {model: {rotary: {theta: 10000.0}}}}\n", "at least one changed value"),
         (
