@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,9 +211,10 @@ def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
 
 
 def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[Part]:
+    sds = [losses.std(ddof=1) if losses.size > 1 else math.nan for losses in scaling.losses]
     budgets = [
         (f"{factor:g}x", count(factor * design.tokens_per_run), str(losses.size), number(losses.mean()), number(sd))
-        for factor, losses, sd in zip(scaling.factors, scaling.losses, scaling.losses.std(axis=1, ddof=1), strict=True)
+        for factor, losses, sd in zip(scaling.factors, scaling.losses, sds, strict=True)
     ]
     told = [
         (
