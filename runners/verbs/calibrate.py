@@ -21,6 +21,7 @@ from runners.verbs.common import (
     read_plan,
     verb,
 )
+from runners.verbs.effects import kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ def _kinds(plan: Plan, found: Mapping[str, Record]) -> dict[str, float]:
     """Root mean square of the arms' sd by what kind of thing they change, of those that change one kind."""
     squares: dict[str, list[float]] = {}
     for arm in plan.arms:
-        kinds = {path.split(".")[1] for path in arm.diff}
+        kinds = {kind_of(path) for path in arm.diff}
         if arm.name in found and len(kinds) == 1:
             squares.setdefault(kinds.pop(), []).append(found[arm.name]["sd"] ** 2)
     return {kind: math.sqrt(sum(each) / len(each)) for kind, each in sorted(squares.items())}

@@ -99,14 +99,14 @@ def _stated(plan: Plan, variants: Iterable[PlannedArm]) -> Known | None:
         return None
     by_arm = {}
     for arm in variants:
-        kinds = {_kind(path) for path in arm.diff}
+        kinds = {kind_of(path) for path in arm.diff}
         if len(kinds) == 1 and (kind := kinds.pop()) in stated.kinds:
             by_arm[arm.name] = stated.kinds[kind]
     source = f"stated by the base: {stated.source}"
     return Known(sd=stated.sd, low=stated.low, high=stated.high, df=stated.df or 0.0, source=source, by_arm=by_arm)
 
 
-def _kind(path: str) -> str:
+def kind_of(path: str) -> str:
     """What a path of a recipe is of: attention, mlp or lr, say; of every layer or of some."""
     names = path.split(".")
     return names[3] if names[1] == "layers" else names[1]
