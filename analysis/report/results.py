@@ -1,6 +1,6 @@
 """Results that are kept: an experiment's declaration and its runs in one file, and the table made of such files.
 
-What is kept is what the tracking store holds, so that every verdict can be made again from the file alone.
+What is kept is what the tracking store holds, so that every verdict can be computed from the file alone.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from analysis.report.cells import (
 from analysis.report.decode import Decode
 from analysis.report.render import Code, Items, Part, Picture, Section, Table
 from analysis.report.statistics import WORDS, statistics
-from analysis.stats.compare import DECIDED, compare
+from analysis.stats.compare import compare, decided
 from analysis.stats.worth import Scaling
 from analysis.store.schema import Arm, Design, difference_unit
 from analysis.store.stratum import Stratum
@@ -210,9 +211,10 @@ def _costs(rows: Sequence[Row], stage: Stage) -> list[Part]:
 
 
 def _worth_parts(rows: Sequence[Row], design: Design, scaling: Scaling) -> list[Part]:
+    sds = [losses.std(ddof=1) if losses.size > 1 else math.nan for losses in scaling.losses]
     budgets = [
         (f"{factor:g}x", count(factor * design.tokens_per_run), str(losses.size), number(losses.mean()), number(sd))
-        for factor, losses, sd in zip(scaling.factors, scaling.losses, scaling.losses.std(axis=1, ddof=1), strict=True)
+        for factor, losses, sd in zip(scaling.factors, scaling.losses, sds, strict=True)
     ]
     told = [
         (
@@ -236,12 +238,12 @@ def _validity(rows: Sequence[Row], stage: Stage) -> list[Part]:
     ]
     told += [(row["arm"], row["flags"]) for row in rows if row["flags"]]
     finished = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna()].groupby("arm").size()
-    missing = []
+    missing, done = [], decided(stage.table, stage.design)
     for row in rows:
         left = row["declared"] - finished.get(row["arm"], 0) - row["gates_failed"]
-        decided = stage.design.looks and row["verdict"] in DECIDED and known(row["look"])
         if left > 0:
-            why = f", decided after {row['look']:.0f}" if decided else ""
+            early = stage.design.looks and row["arm"] in done and known(row["look"])
+            why = f", decided after {row['look']:.0f}" if early else ""
             missing.append((row["arm"], f"{left} of {row['declared']} declared runs not finished{why}"))
     passed = sum(finished.get(row["arm"], 0) for row in rows)
     failed = sum(row["gates_failed"] for row in rows)

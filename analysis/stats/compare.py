@@ -18,8 +18,7 @@ from analysis.store.load import RUN_COLUMNS, require
 from analysis.store.schema import Arm, Design
 
 VERDICTS = ("better", "worse", "equivalent", "undecided", "invalid", "screen", "as expected", "differs")
-DECIDED = ("better", "worse", "equivalent", "invalid", "differs")
-"""Verdicts after which an arm needs no more blocks."""
+_DECIDED = ("better", "worse", "equivalent", "invalid", "differs")
 COLUMNS = (
     *("arm", "role", "n", "declared", "mean", "delta", "ci_low", "ci_high", "p", "p_adj", "p_programme"),
     *("verdict", "why", "sigma", "df", "own_sd", "correlation", "independent_half", "look"),
@@ -96,6 +95,18 @@ def compare(runs: pd.DataFrame, design: Design) -> pd.DataFrame:
             rows.append(_not_judged(result, row, design))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"df": float, "look": float, "p_programme": float})
+
+
+def decided(table: pd.DataFrame, design: Design) -> set[str]:
+    """The arms that need no more blocks: of those whose verdict is one, and of a twin that was shown equivalent.
+
+    Args:
+        table: the frame of :func:`compare`.
+        design: what was declared.
+    """
+    shown = (table["tost_low"] > -design.margin) & (table["tost_high"] < design.margin)
+    known = table["verdict"].isin(_DECIDED) | (table["verdict"].eq("as expected") & shown)
+    return set(table.loc[known & table["role"].ne("control"), "arm"])
 
 
 def _check_declared(runs: pd.DataFrame, design: Design) -> None:

@@ -84,13 +84,13 @@ def _note_incomparable(others: Mapping[PlannedRun, str], old: Sequence[PlannedRu
     if others:
         console.print(
             f"note: {len(others)} runs were made with another {next(iter(others.values()))}; those done are not "
-            "comparable with new ones, those begun cannot resume. ARGS=--fresh makes them again.",
+            "comparable with new ones, those begun cannot resume. ARGS=--fresh reruns them.",
             highlight=False,
         )
     if old:
         console.print(
             f"note: {len(old)} runs were made hours before the others, on hardware that does not repeat its bits; what "
-            "is made now cannot be compared with them. ARGS=--fresh makes them again, train.deterministic would not "
+            "is made now cannot be compared with them. ARGS=--fresh reruns them, train.deterministic would not "
             "need it.",
             highlight=False,
         )

@@ -2,7 +2,7 @@
 
 A test holds for blocks that were fixed before: blocks added, or left out, once a difference has been seen make chance
 look like an effect. So a comparison is written down when it is first shown, by what is compared and not by the name of
-the experiment, beside the runs: the tracking store is a mirror that can be made again, and this cannot. The same list
+the experiment, beside the runs: the tracking store is a mirror that can be rebuilt, and this cannot. The same list
 says how many experiments a control has served.
 """
 
@@ -130,7 +130,8 @@ def warnings(plan: Plan, root: Path) -> list[str]:
     then = [next(other for other in shown if other.overlaps(one)) for one in mine if one.name in barred]
     declared = {f"looks: {list(one.looks)}" if one.looks else f"blocks: {len(one.seeds)}" for one in then}
     # A second stage takes the blocks behind the declared ones: here those of then, if nobody has seen beyond them.
-    if not plan.confirms and len(declared) == 1 and all(max(one.control_seeds) + 1 == beyond for one in then):
+    ends = {(min(one.control_seeds), max(one.control_seeds)) for one in then}
+    if not plan.confirms and len(declared) == 1 and ends == {(plan.first_seed, beyond - 1)}:
         blocks = max(len(arm.run_keys) for arm in barred.values())
         confirm = f"confirm: {{variants: [{', '.join(barred)}], blocks: {blocks}}}"
         lines.append(f"  or a second stage, beside `{declared.pop()}` as before:  {confirm}")

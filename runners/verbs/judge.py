@@ -1,4 +1,4 @@
-"""Judge what has run, print it and hold it against what was required: the end of `run`, and the whole of `report`."""
+"""Judge what has run, print it and compare it with what was required: the end of `run`, and the whole of `report`."""
 
 from __future__ import annotations
 

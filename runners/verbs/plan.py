@@ -215,7 +215,7 @@ def preview_text(found: Preview) -> str:
     for other, count in found.made_otherwise.items():
         console.print(
             f"note: {count} finished runs do not count beside runs made now, made with another {other}; "
-            "ARGS=--fresh makes them again",
+            "ARGS=--fresh reruns them",
             highlight=False,
         )
     for fault, arms in found.faults.items():

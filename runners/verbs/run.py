@@ -119,17 +119,17 @@ def run_to_looks(stage: Plan, carry_out: Callable[[Plan], list[PlannedRun]], mir
         failed = {key: run for key, run in failed.items() if key not in tried} | {run.key: run for run in left}
         if following is None:
             break
-        from analysis.stats.compare import DECIDED
-        from runners.verdicts import judge  # with pandas and scipy, which training does without
+        from analysis.stats.compare import decided  # with pandas and scipy, which training does without
+        from runners.verdicts import judge
 
-        table = judge(stage, mirrors).iloc[1:].to_dict("records")
-        decided = {row["arm"] for row in table if row["verdict"] in DECIDED}
-        for row in table:
-            if row["arm"] in decided - stopped:
+        table = judge(stage, mirrors)
+        done = decided(table, stage.design())
+        for row in table.iloc[1:].to_dict("records"):
+            if row["arm"] in done - stopped:
                 print(f"{_found(row, look)}; it stops", flush=True)
-            elif row["arm"] in variants - decided and not variants <= decided:
+            elif row["arm"] in variants - done and not variants <= done:
                 print(f"{_found(row, look)}; it runs on to {following} blocks", flush=True)
-        stopped |= decided
+        stopped |= done
         if variants and variants <= stopped:
             print("every variant is decided", flush=True)
             break

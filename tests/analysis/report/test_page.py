@@ -46,6 +46,15 @@ def test_text_shows_every_arm_its_numbers_and_its_word(table):
     assert "programme" not in text + bottom
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_block_with_budgets_is_reported_without_an_sd(tmp_path):
+    others = [arm("half", 1, "budget", tokens=128_000), arm("double", 1, "budget", tokens=512_000)]
+    plan = design(arm("a", 1), *others, control=1, screen=True)
+    runs = frame({"control": [4.0], "a": [4.2], "half": [4.5], "double": [3.7]}, plan)
+    files = report.write([Stage(design=plan, runs=runs, curves=NO_CURVES)], tmp_path)
+    assert "| 0.5x | 128k | 1 | 4.5000 | – |" in files["markdown"].read_text()
+
+
 def test_the_programme_has_a_column_from_its_second_experiment_on(runs):
     for order, words in ((2, "2nd"), (3, "3rd"), (11, "11th"), (21, "21st")):
         plan = replace(PLAN, order=order)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.stats.compare import COLUMNS, compare
+from analysis.stats.compare import COLUMNS, compare, decided
 from analysis.stats.eligibility import Sample
 from analysis.stats.estimate import in_family, within_blocks
 from analysis.stats.looks import Judged, judge, word_of
@@ -77,6 +77,16 @@ def test_a_decided_arm_says_after_which_look(shift, verdict):
     assert table.loc["a", ["verdict", "look", "n"]].tolist() == [verdict, 3, 3]
     assert "decided after 3 blocks" in table.loc["a", "why"]
     assert table.loc["b", "look"] == 8
+
+
+def test_what_needs_no_more_blocks_is_what_says_so_the_twin_too():
+    plan = replace(
+        PLAN, arms=(*PLAN.arms, arm("twin", 8, "check", expect="same"), arm("loose", 8, "check", expect="same"))
+    )
+    values = {"control": CONTROL[:3], "a": losses(STEPS, 0.8, 3), "b": losses(WIDE, n=3)}
+    table = compare(frame(values | {"twin": losses(STEPS, n=3), "loose": losses(WIDE, n=3)}, plan), plan)
+    assert table.set_index("arm")["verdict"][["twin", "loose"]].tolist() == ["as expected"] * 2
+    assert decided(table, plan) == {"a", "twin"} == set(table.loc[table["why"].str.contains("decided after"), "arm"])
 
 
 LATER = st.lists(st.floats(-50, 50), min_size=5, max_size=5)

@@ -88,6 +88,13 @@ def test_blocks_that_were_shown_all_the_same_are_not_offered_again():
     assert looked(plan("blocks: 3\n")) == ""  # what was declared first stands
 
 
+def test_a_second_stage_is_offered_only_where_it_would_be_fresh():
+    shown(plan("blocks: 3\nfirst_seed: 2\n"))
+    told = "\n".join(ledger.warnings(plan("blocks: 4\n"), ROOT))
+    assert "first_seed: 5" in told
+    assert "confirm:" not in told  # behind three blocks from seed 0 lie two that were shown
+
+
 @pytest.mark.parametrize(
     ("then", "now", "says"),
     [
