@@ -209,7 +209,7 @@ _EARLIER = {  # key -> section of the file that it stands in -> what to write no
         "variants": "`blocks: {count}`, or nothing: a variant has as many as the rest",
         "checks": "nothing: a check has as many blocks as the rest",
     },
-    "paired": {"": "nothing: seeds are blocks by default"},
+    "paired": {"": "nothing: seeds are blocks by default, and `design: independent` gives every arm its own"},
     "sigma": {"": "`seed: {{sd: …, df: …, low: …, high: …, source: …}}`, or nothing where it is not known"},
     "sigma_range": {"": "nothing: `low` and `high` of `seed`"},
     "sigma_source": {"": "nothing: `source` of `seed`"},
