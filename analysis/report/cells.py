@@ -94,12 +94,12 @@ def bottom_line(table: pd.DataFrame, design: Design) -> str:
     """What the design could see, what sharing seeds gave, how many runs count, and the place in the programme."""
     asked = table[table["role"] == "variant"] if (table["role"] == "variant").any() else table.iloc[1:]
     control, twin = table.iloc[0], twin_of(table, design)
-    times = pd.Series(dtype=float) if design.independent else narrower(asked)
+    widths = pd.Series(dtype=float) if design.independent else relative_width(asked)
     passed, failed = int(table["n"].sum()), int(table["gates_failed"].sum())
     parts = [
         _range("smallest effect this design could see {}", asked["mde"], number),
         _range("seed correlation {}", asked["correlation"], lambda r: f"{r:+.2f}"),
-        _range("intervals {} times narrower than independent seeds would give", times, lambda r: f"{r:.1f}"),
+        _range("intervals {} as wide as independent seeds would give", widths, lambda r: f"{r:.2f}"),
         f"floor, sd of {twin['arm']}: {number(twin['own_sd'])}" if twin and known(twin["own_sd"]) else "",
         f"evaluation SE {number(control['eval_se'])}" if known(control["eval_se"]) else "",
         f"gates passed {passed}/{passed + failed}",
@@ -115,9 +115,9 @@ def _range(words: str, values: pd.Series, form: Callable[[float], str]) -> str:
     return words.format(" to ".join(texts)) if texts else ""
 
 
-def narrower(table: pd.DataFrame) -> pd.Series:
-    """How many times wider each interval would be, had the same runs had seeds of their own; NaN if unknown."""
-    return table["independent_half"] / ((table["ci_high"] - table["ci_low"]) / 2)
+def relative_width(table: pd.DataFrame) -> pd.Series:
+    """Width of each interval over what it would be, had the same runs had seeds of their own; NaN if unknown."""
+    return (table["ci_high"] - table["ci_low"]) / 2 / table["independent_half"]
 
 
 def twin_of(table: pd.DataFrame, design: Design) -> Row | None:

@@ -121,7 +121,7 @@ def _check_declared(runs: pd.DataFrame, design: Design) -> None:
 # Rows
 
 
-def _row(sample: Sample, control: Sample, design: Design | None) -> dict[str, Any]:
+def _row(sample: Sample, control: Sample, design: Design) -> dict[str, Any]:
     """What is known of an arm whether or not it can be compared."""
     alike = sample.n and control.n and len(control.compiled | sample.compiled) == 1  # one way to compute
     row = {
@@ -139,7 +139,7 @@ def _row(sample: Sample, control: Sample, design: Design | None) -> dict[str, An
     }
     if sample.n:
         row["tokens_per_s"] = math.exp(np.log(sample.speeds).mean())
-    speed = _speed(sample, control, design) if design and alike else (math.nan,) * 3
+    speed = _speed(sample, control, design) if alike and sample is not control else (math.nan,) * 3
     names = ("tokens_per_s_delta", "tokens_per_s_low", "tokens_per_s_high")
     return row | dict(zip(names, speed, strict=True))
 
@@ -165,7 +165,7 @@ def _speed(sample: Sample, control: Sample, design: Design) -> tuple[float, floa
 def _control_row(control: Sample, design: Design) -> dict[str, Any]:
     barred = bar(control, control, design)
     own = float(control.values.std(ddof=1)) if control.n > 1 else math.nan
-    return _row(control, control, None) | {
+    return _row(control, control, design) | {
         "sigma": own,
         "own_sd": own,
         "df": control.n - 1 if control.n > 1 else math.nan,

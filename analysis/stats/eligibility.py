@@ -247,10 +247,7 @@ def _faults(samples: Sequence[Sample]) -> list[str]:
 
 def _not_comparable(control: Sample, sample: Sample, design: Design) -> str:
     """What would bias the difference, or make its error another than the one that is computed; "" if nothing."""
-    seeds, others = (
-        dict(zip(sample.blocks, sample.seeds, strict=True)),
-        dict(zip(control.blocks, control.seeds, strict=True)),
-    )
+    seeds, others = (dict(zip(s.blocks, s.seeds, strict=True)) for s in (sample, control))
     if design.independent:
         if shared := sorted(set(sample.seeds) & set(control.seeds)):
             return f"shares {seed_list(shared)} with the control: not independent"

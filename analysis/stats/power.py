@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -59,9 +59,7 @@ def blocks_needed(effect: float, sd: float, layout: Layout, most: int = 200) -> 
 
     def seen(n: int) -> bool:
         blocks = n if isinstance(layout.blocks, int) else (layout.blocks[0], n)
-        return detectable_effect(
-            sd, Layout(blocks=blocks, family=layout.family, alpha=layout.alpha, prior=layout.prior)
-        ) <= abs(effect)
+        return detectable_effect(sd, replace(layout, blocks=blocks, looks=())) <= abs(effect)
 
     least = 2
     if seen(least):

@@ -123,9 +123,8 @@ def simulate(
 def simulation(cases: Iterable[Case], trials: int = TRIALS) -> Iterator[dict[str, Any]]:
     """A record for each case as it is done, with normal noise: case, design, trials and the rates of `simulate`."""
     for case in cases:
-        yield {"case": case.name, "design": case.kind, "noise": "normal", "trials": trials} | simulate(
-            case, None, trials
-        )
+        kind = {"case": case.name, "design": case.kind, "noise": "normal", "trials": trials}
+        yield kind | simulate(case, None, trials)
 
 
 def resampled(differences: pd.DataFrame, trials: int = TRIALS) -> Iterator[dict[str, Any]]:
@@ -204,8 +203,8 @@ def _prior(case: Case, trials: int, generator: np.random.Generator) -> Prior | N
         true = np.resize(sds, arms)
         variances = true**2 * generator.chisquare(blocks - 1, (trials, arms)) / (blocks - 1)
         fits = [fit_prior(row, np.full(arms, blocks - 1), "") for row in variances]
-        sd, df = (np.array([[getattr(fit, name)] for fit in fits]) for name in ("sd", "df"))
-        return Prior(sd=sd, df=df, source="")  # type: ignore[arg-type]
+        sd, df = np.array([(fit.sd, fit.df) for fit in fits]).T[..., None]
+        return Prior(sd=sd, df=df, source="")
     known = math.exp(np.log(sds).mean())
     return Prior(sd=known / 2 if case.prior == "half" else known, df=TYPICAL.df, source="")
 
@@ -276,10 +275,8 @@ def _predicted(case: Case, sd: float, prior: Prior | None, sds: np.ndarray) -> f
     if prior is not None and np.ndim(prior.sd):  # learned anew for each trial: of the middle one
         known = Prior(sd=float(np.median(prior.sd)), df=float(np.median(prior.df)), source="")
     blocks = (case.blocks, case.independent) if case.independent else case.blocks
-    scaled = 1.0 if case.independent else sd * case.scale
-    return detectable_effect(
-        scaled, Layout(blocks=blocks, family=sds.shape[1], alpha=ALPHA, looks=case.looks, prior=known)
-    )
+    layout = Layout(blocks=blocks, family=sds.shape[1], alpha=ALPHA, looks=case.looks, prior=known)
+    return detectable_effect(1.0 if case.independent else sd * case.scale, layout)
 
 
 # Real runs

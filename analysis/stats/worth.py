@@ -49,10 +49,8 @@ class Scaling:
         places = [(1.0, control)]
         for arm in design.budgets:
             sample = Sample.of(arm, runs, design.metric)
-            barred, done = (
-                bar(control, sample, design),
-                complete(control, sample, looks_until(design.looks, sample.declared)[0]),
-            )
+            barred = bar(control, sample, design)
+            done = complete(control, sample, looks_until(design.looks, sample.declared)[0])
             if arm.tokens and done.blocks and not done.awaited and (barred is None or barred[0] == "screen"):
                 places.append((arm.tokens / design.tokens_per_run, sample))
         blocks = tuple(sorted(set.intersection(*(set(sample.blocks) for _, sample in places))))

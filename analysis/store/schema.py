@@ -162,10 +162,6 @@ class Design:
         """The control on fewer or more tokens."""
         return tuple(arm for arm in self.arms if arm.role == "budget")
 
-    def block_of(self, seed: int) -> int:
-        """Number of a seed's block, from 0."""
-        return seed - self.first_seed
-
     def to_tags(self) -> dict[str, str]:
         """Experiment tags from which :meth:`from_tags` restores the design."""
         head = {key: value for key, value in asdict(self).items() if key != "arms"}

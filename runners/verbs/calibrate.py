@@ -109,9 +109,8 @@ def calibration(
     programmes = simulation.streams(trials=max(1, trials // 10))
     console.print(
         "\n100 experiments without an effect on the same control runs; per cent of such programmes in which any arm "
-        f"was called: {100 * programmes['alone']:.1f} by each experiment's own p, "
-        f"{100 * programmes['programme']:.1f} by "
-        f"the programme's, {100 * programmes['fresh']:.1f} by their own on fresh control runs"
+        f"was called: {100 * programmes['alone']:.1f} by each experiment's own p, {100 * programmes['programme']:.1f} "
+        f"by the programme's, {100 * programmes['fresh']:.1f} by their own on fresh control runs"
     )
     record = {
         "experiment": plan.design().experiment,

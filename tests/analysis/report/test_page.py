@@ -34,14 +34,12 @@ def test_text_shows_every_arm_its_numbers_and_its_word(table):
     assert "the label shift is off" in rows["bad"]
     assert "gates passed 20/21 · runs counted 20/25" in bottom
     judged = table[table["arm"].isin(["wide", "same"])]
-    effects, times = (
-        sorted(judged["mde"]),
-        sorted(2 * judged["independent_half"] / (judged["ci_high"] - judged["ci_low"])),
-    )
+    effects = sorted(judged["mde"])
+    widths = sorted((judged["ci_high"] - judged["ci_low"]) / 2 / judged["independent_half"])
     assert bottom.startswith(
         f"{effects[0]:.4f} to {effects[1]:.4f} · seed correlation {judged['correlation'].min():+.2f} to "
     )
-    assert f"intervals {times[0]:.1f} to {times[1]:.1f} times narrower than independent seeds would give" in bottom
+    assert f"intervals {widths[0]:.2f} to {widths[1]:.2f} as wide as independent seeds would give" in bottom
     assert f"floor, sd of twin: {table.loc[1, 'own_sd']:.4f}" in bottom
     assert "programme" not in text + bottom
 
@@ -83,7 +81,7 @@ def test_the_headline_says_what_was_declared(fields, words):
     table = compare(runs, plan)
     text = report.table_text(table, plan)
     assert text.splitlines()[0].endswith(f" · {words}")
-    assert ("times narrower" in text) is ("seed correlation" in text) is (not plan.independent)
+    assert ("as wide as" in text) is ("seed correlation" in text) is (not plan.independent)
     assert "floor" not in text  # there is no twin
 
 

@@ -52,11 +52,6 @@ def test_arms_are_compared_or_budgets():
     assert [one.name for one in plan.budgets] == ["half"]
 
 
-def test_blocks_are_counted_from_the_first_seed():
-    assert [PLANS["all"].block_of(seed) for seed in (100, 107)] == [0, 7]
-    assert PLANS["plain"].block_of(3) == 3
-
-
 def test_tags_without_a_design_are_refused():
     with pytest.raises(KeyError, match=TAG_DESIGN):
         Design.from_tags({"mlflow.note.content": "hello"})

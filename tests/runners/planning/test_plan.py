@@ -412,7 +412,7 @@ def test_a_confirmation_has_fresh_blocks_and_a_name_of_its_own(project):
         "control": [3, 4, 5, 6],
         "theta_100": [3, 4, 5, 6],
     }
-    assert (second.first_seed, second.design().block_of(5)) == (3, 2)
+    assert (second.first_seed, second.design().first_seed) == (3, 3)
     assert (first.design().experiment, second.design().experiment) == ("micro-theta-micro", "micro-theta-confirm-micro")
     assert (first.design().confirms, second.design().confirms) == (False, True)
     edit(project, "blocks: 4}", "blocks: 1}\nlooks: [2, 4]")
