@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -107,6 +107,49 @@ def bottom_line(table: pd.DataFrame, design: Design) -> str:
         place(design) if design.order > 1 else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def finding(table: pd.DataFrame, design: Design) -> str:
+    """What was found, in one sentence: every variant's verdict with its size, and whether the checks bear it out.
+
+    "" where one block only screens, and where no arm is asked about or checked.
+    """
+    rows = rows_of(table)
+    said = [_found(row, design) for row in rows if row["role"] == "variant"]
+    checks = {arm.name: arm.expect for arm in design.arms if arm.role == "check"}
+    odd = [_odd(row, checks[row["arm"]]) for row in rows if row["arm"] in checks and not _borne_out(row, checks)]
+    if odd:
+        said.append(f"believe it with care, for {' and '.join(odd)}")
+    elif checks:
+        said.append(f"the checks ({', '.join(checks)}) came out as expected")
+    return f"Found: {'; '.join(said)}." if said and not design.screen else ""
+
+
+def _borne_out(row: Row, checks: Mapping[str, str]) -> bool:
+    """Whether a check's verdict is the one that its base declares."""
+    expected = checks[row["arm"]]
+    return bool(row["verdict"] == ("as expected" if expected == "same" else expected))
+
+
+def _odd(row: Row, expected: str) -> str:
+    """A check that came out otherwise."""
+    if row["verdict"] == "differs":
+        return f"{row['arm']} differs from the control, as 1 in 20 honest ones do"
+    return f"{row['arm']}, known to be {'the same' if expected == 'same' else expected}, is {row['verdict']}"
+
+
+def _found(row: Row, design: Design) -> str:
+    """One variant's part of :func:`finding`."""
+    arm, verdict = row["arm"], row["verdict"]
+    if verdict in ("better", "worse"):
+        low, high = sorted((abs(row["ci_low"]), abs(row["ci_high"])))
+        size = f"{number(abs(row['delta']))} {difference_unit(design.metric)}"
+        return f"{arm} is {verdict} than the control by {size} ({number(low)} to {number(high)})"
+    if verdict == "equivalent":
+        return f"{arm} is equivalent to the control within {design.margin:g} {difference_unit(design.metric)}"
+    if verdict == "undecided" and known(row["ci_low"]):
+        return f"{arm} is undecided, between {number(row['ci_low'], '+')} and {number(row['ci_high'], '+')}"
+    return f"{arm} is {verdict}"
 
 
 def _range(words: str, values: pd.Series, form: Callable[[float], str]) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.report import figures, render
-from analysis.report.cells import Row, bottom_line, cells, headline, markdown_table, rows_of, titles
+from analysis.report.cells import Row, bottom_line, cells, finding, headline, markdown_table, rows_of, titles
 from analysis.report.render import Section
 from analysis.report.sections import Stage, closing, sections
 from analysis.store.schema import Design
@@ -25,7 +25,8 @@ _WHY_WIDTH = 40
 
 
 def table_text(table: pd.DataFrame, design: Design) -> str:
-    """The verdict table in fixed-width text of at most 150 columns: a header, a row for each arm, a bottom line.
+    """The verdict table in fixed-width text of at most 150 columns: a header, a row for each arm, a bottom
+    line, and what was found.
 
     Args:
         table: the frame of :func:`analysis.stats.compare.compare`.
@@ -42,7 +43,8 @@ def table_text(table: pd.DataFrame, design: Design) -> str:
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(columns, widths, strict=True))
         wrapped = textwrap.wrap(why.replace(" %", "\N{NO-BREAK SPACE}%"), max(_WIDTH - indent, _WHY_WIDTH)) or [""]
         lines += [(start + wrapped[0]).rstrip(), *(" " * indent + rest for rest in wrapped[1:])]
-    return "\n".join([_fold(headline(design)), *lines, _fold(bottom_line(table, design))])
+    end = [_fold(line) for line in (bottom_line(table, design), finding(table, design)) if line]
+    return "\n".join([_fold(headline(design)), *lines, *end])
 
 
 def summary_markdown(table: pd.DataFrame, design: Design) -> str:
@@ -51,6 +53,7 @@ def summary_markdown(table: pd.DataFrame, design: Design) -> str:
     parts = [
         f"# {render.plain(_title(design))}",
         render.plain(design.question),
+        render.plain(finding(table, design)),
         markdown_table(titles(table, design), rows),
         f"{headline(design)}\n\n{bottom_line(table, design)}",
     ]

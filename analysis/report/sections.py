@@ -17,6 +17,7 @@ from analysis.report.cells import (
     cells,
     count,
     decode,
+    finding,
     headline,
     interval,
     known,
@@ -90,6 +91,7 @@ def sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix:
     verdicts: list[Part] = [
         intro,
         f"Source: {design.source}" if design.source and not design.confirms else "",
+        finding(table, design),
         headline(design),
         Table(titles(table, design), [cells(row, table, design) for row in rows]),
         bottom_line(table, design),

@@ -376,7 +376,7 @@ def test_a_worker_that_is_killed_takes_only_its_run_along(cli, project):
 
 
 @pytest.mark.slow
-def test_ten_launches_at_once_in_an_empty_folder(project):
+def test_ten_launches_at_once_in_an_empty_folder(project, cli):
     """No corpus, no tracking store: who comes first makes them, and nobody trips over that."""
     (project / "experiments/base/micro.yaml").write_text(
         (project / "experiments/base/micro.yaml").read_text().replace("blocks: 3", "blocks: 10")
@@ -389,6 +389,7 @@ def test_ten_launches_at_once_in_an_empty_folder(project):
     for key, status in run_folders(project).items():
         assert status["state"] == "FINISHED"
         assert steps_of(project, key) == list(range(1, 31))
+    assert cli("report", EXPERIMENT).returncode == 0  # mirrors those that found the store busy for too long
     _, runs, _ = store(project)
     assert sorted(int(run.data.tags[TAG_SEED]) for run in runs) == list(range(10))
     assert all(run.info.status == "FINISHED" and set(run.data.metrics) == LOGGED for run in runs)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from analysis.report import page as report
 from analysis.report import render
+from analysis.report.cells import finding
 from analysis.report.sections import Stage
 from analysis.stats.compare import COLUMNS, compare
 from tests.analysis.report.conftest import NO_CURVES, PLAN
@@ -42,6 +43,39 @@ def test_text_shows_every_arm_its_numbers_and_its_word(table):
     assert f"intervals {widths[0]:.2f} to {widths[1]:.2f} as wide as independent seeds would give" in bottom
     assert f"floor, sd of twin: {table.loc[1, 'own_sd']:.4f}" in bottom
     assert "programme" not in text + bottom
+
+
+def test_one_sentence_says_what_was_found_of_every_variant(table):
+    wide = table.set_index("arm").loc["wide"]
+    size = f"{-wide['delta']:.4f} nats ({-wide['ci_high']:.4f} to {-wide['ci_low']:.4f})"
+    assert finding(table, PLAN).removeprefix("Found: ").removesuffix(".").split("; ") == [
+        f"wide is better than the control by {size}",
+        "same is equivalent to the control within 1 nats",
+        "part is undecided",
+        "bad is invalid",
+        "none is undecided",
+        "the checks (twin, nope) came out as expected",
+    ]
+    assert " ".join(report.table_text(table, PLAN).split()).endswith(finding(table, PLAN))
+    assert finding(table, PLAN) in report.summary_markdown(table, PLAN)
+
+
+def test_what_stays_open_has_its_interval(table):
+    wider = table.assign(verdict="undecided", ci_low=-1.0, ci_high=2.0)
+    assert "; same is undecided, between -1.0000 and +2.0000; " in finding(wider, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "words"),
+    [
+        ("twin", "differs", "believe it with care, for twin differs from the control, as 1 in 20 honest ones do."),
+        ("nope", "undecided", "believe it with care, for nope, known to be worse, is undecided."),
+    ],
+)
+def test_the_sentence_says_where_a_check_came_out_otherwise(table, check, verdict, words):
+    otherwise = table.assign(verdict=table["verdict"].mask(table["arm"] == check, verdict))
+    assert finding(otherwise, PLAN).endswith(words)
+    assert finding(otherwise, replace(PLAN, screen=True)) == ""
 
 
 @pytest.mark.filterwarnings("error")

@@ -60,11 +60,11 @@ def test_a_new_block_costs_no_control_and_a_changed_constant_is_named(command, p
     blocks.write_text(blocks.read_text() + "\n\n" + block)
     plan = json.loads(command("plan", "experiments/relu.yaml", "--json").stdout)
     counts = {row["arm"]: (row["done"], row["runs"]) for row in plan["arms"]}
-    assert counts == {"control": (3, 3), "again": (2, 2), "relu": (0, 2)}
-    assert (plan["runs_left"], plan["made_otherwise"]) == (2, {})
+    assert counts == {"control": (3, 3), "twin": (3, 3), "relu": (0, 3)}
+    assert (plan["runs_left"], plan["made_otherwise"]) == (3, {})
     done = command("run", "experiments/relu.yaml", "--jobs", 1)
     assert done.returncode == 0, done.stderr
-    (row,) = re.findall(r"^relu +2 .*$", done.stdout, flags=re.MULTILINE)
+    (row,) = re.findall(r"^relu +3 .*$", done.stdout, flags=re.MULTILINE)
     assert "invalid" not in row
 
     # One constant of RMSNorm: none counts, and the file is named, by the plan and by what would train.
@@ -72,7 +72,7 @@ def test_a_new_block_costs_no_control_and_a_changed_constant_is_named(command, p
     said = command("plan", "experiments/relu.yaml").stdout
     assert re.search(r"^control +3 +0 ", said, flags=re.MULTILINE), said
     named = "made with another code of norm.rms: llama_variants/blocks/norm.py (LlamaRMSNorm)"
-    assert f"note: 7 finished runs do not count beside runs made now, {named}" in said
+    assert f"note: 9 finished runs do not count beside runs made now, {named}" in said
     (project / "experiments/relu.yaml").write_text(RELU.replace("64", "32"))
     done = command("run", "experiments/relu.yaml", "--jobs", 1)
     assert named in done.stdout.replace("\n", " ")

@@ -20,7 +20,6 @@ FEWER = {
     },
     "experiments/controls.yaml": {"blocks: 8": "blocks: 2"},
     "experiments/learning_rate_8m.yaml": {"blocks: 3": "blocks: 2"},
-    "experiments/head_grouping.yaml": {"blocks: 8": "blocks: 2"},
 }
 
 

@@ -126,7 +126,7 @@ def test_a_session_is_stopped_goes_on_and_is_entered(clone, machine):
     page = (entered / "README.md").read_text()
     table = page.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0]
     assert "5.12k tokens a run" in table
-    assert "| theta_1k | 1 |" in table
+    assert "| theta_1k | 2 |" in table
     entry = (entered / "experiments/LOG.md").read_text().split("\n## ")[1]
     assert "`make gpu` on cpu-x86_64: 15 steps done, 0 not (draft)" in entry
     assert "training losses at most 0 apart" in entry
