@@ -134,6 +134,7 @@ class BaseFile(StrictModel):
     """A file of experiments/base/."""
 
     name: Name
+    extends: Name | None = None  # a base that this one is a delta over: what is left out is as it is there
     model: dict[str, Any]
     data: DataConfig
     train: dict[str, Any]
