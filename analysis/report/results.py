@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.report.cells import cells, count, markdown_table, rows_of, titles
+from analysis.report.cells import cells, count, known, markdown_table, number, rows_of, titles
 from analysis.stats.compare import compare
 from analysis.store.load import RUN_COLUMNS, require
 from analysis.store.schema import Design
@@ -20,6 +20,7 @@ from analysis.store.stratum import Stratum
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _TIMES = ("started", "ended")
+_UNPAIRED = 3  # the column after the difference: what its interval would be without shared seeds
 
 
 def keep(design: Design, runs: pd.DataFrame, folder: Path) -> Path:
@@ -95,11 +96,13 @@ def results_markdown(files: Sequence[Path]) -> str:
             table["worth"] = math.nan
         names = titles(table, design, programme=programme)
         speed = names.index("tok/s")  # which kept runs need not have in common
-        head = (*names[:speed], *names[speed + 1 :])
+        head = (*names[:_UNPAIRED], "as independent seeds", *names[_UNPAIRED:speed], *names[speed + 1 :])
         asked = []
         for row in rows_of(table):
             line = [cell.replace("<", "&lt;") for cell in cells(row, table, design, programme=programme)]
             del line[speed]
+            half = number(row["independent_half"])
+            line.insert(_UNPAIRED, f"±{half}" if known(row["independent_half"]) else half)
             if row["role"] == "variant":
                 asked.append(line)
             elif row["role"] == "check" and tuple(line) not in shared:

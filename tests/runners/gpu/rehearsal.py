@@ -16,7 +16,7 @@ FEWER = {
         "warmup_steps: 60": "warmup_steps: 4",
         "every_steps: 200": "every_steps: 20",
         "num_windows: 512": "num_windows: 32",
-        "blocks: 6": "blocks: 2",
+        "blocks: 8": "blocks: 2",
     },
     "experiments/controls.yaml": {"blocks: 8": "blocks: 2"},
     "experiments/learning_rate_8m.yaml": {"blocks: 3": "blocks: 2"},
