@@ -15,11 +15,12 @@ import pandas as pd
 from analysis.report.cells import cells, count, known, markdown_table, number, rows_of, titles
 from analysis.stats.compare import compare
 from analysis.store.load import RUN_COLUMNS, require
-from analysis.store.schema import Design
+from analysis.store.schema import PROBE_PREFIX, Design
 from analysis.store.stratum import Stratum
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _TIMES = ("started", "ended")
+_MEASURED = ("final/", PROBE_PREFIX)
 _UNPAIRED = 3  # the column after the difference: what its interval would be without shared seeds
 
 
@@ -61,7 +62,7 @@ def read(file: Path) -> tuple[Design, pd.DataFrame]:
     runs = runs.astype(dict.fromkeys(_TIMES, "datetime64[ns, UTC]"))
     for name in ("invalid", "reason"):  # None stays None, also where no run has any
         runs[name] = runs[name].astype(object).where(runs[name].notna(), None)
-    return design, runs.astype({name: float for name in runs.columns.astype(str) if name.startswith("final/")})
+    return design, runs.astype({name: float for name in runs.columns.astype(str) if name.startswith(_MEASURED)})
 
 
 def results_markdown(files: Sequence[Path]) -> str:
@@ -80,7 +81,11 @@ def results_markdown(files: Sequence[Path]) -> str:
             f"results on {len(bases)} bases: {', '.join(base for base, *_ in bases) or 'none'}; one a table"
         )
     base, tokens, metric, margin = bases[0]
-    strata = sorted({str(Stratum.parse(text)) for _, runs in kept for text in runs["stratum"]})
+    codes: dict[str, set[str]] = {}  # of one place several: each arm's blocks are part of its code
+    for stratum in {str(Stratum.parse(text)) for _, runs in kept for text in runs["stratum"]}:
+        place, _, code = stratum.partition(" code=")
+        codes.setdefault(place, set()).add(code)
+    strata = [f"{place} code={', '.join(sorted(found))}" for place, found in sorted(codes.items())]
     lines = [
         f"`{base}`, {count(tokens)} tokens a run, `{metric}`, margin {margin:g}. Made on: {'; '.join(strata)}.",
         "",
