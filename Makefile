@@ -22,7 +22,7 @@ see_venv = $(1) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_p
 	"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan power baseline reproduce results ablation report notebooks ui calibrate bench weights test test-slow test-kill test-cuda test-null-gpu golden-equal check gpu-pack gpu gpu-import lock clean
+.PHONY: help setup demo plan power baseline reproduce results ablation report evaluate notebooks ui calibrate bench weights test test-slow test-kill test-cuda test-null-gpu golden-equal check gpu-pack gpu gpu-import lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [EXP=experiments/NAME.yaml] [BASE=tiny] [SEEDS=N] [JOBS=N] [ARGS=...]"
@@ -64,6 +64,9 @@ ablation: setup  ## run what is left of EXP, then report
 
 report: setup  ## the verdicts of EXP's finished runs, as a page, and the notebooks on them
 	$(PY) -m runners report $(FILE) --notebooks $(OPTIONS)
+
+evaluate: setup  ## probes on EXP's finished runs, or on WEIGHTS=, on the text ON= (ARGS="--probe induction")
+	$(PY) -m runners evaluate $(if $(WEIGHTS),$(call quoted,$(WEIGHTS)),$(FILE)) $(if $(ON),--on $(call quoted,$(ON))) $(OPTIONS)
 
 notebooks: setup  ## the notebooks in JupyterLab, on 127.0.0.1
 	MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" .venv/bin/jupyter lab --ip 127.0.0.1 \

@@ -19,6 +19,7 @@ from llama_variants.errors import ConfigError, Problem
 from runners.planning.arms import PlannedRun
 from runners.planning.plan import Plan
 from runners.runs import ledger
+from runners.runs.evaluations import Evaluations
 from runners.runs.folder import RunFolder, Status
 from runners.runs.proofs import proven
 from runners.stores import alone, artifacts, checked, connect, move_artifacts
@@ -43,6 +44,7 @@ class _Copy:
     ended: int = 0
     tags: dict[str, str]
     whole: bool  # with its parameters, which come after it
+    measured: dict[str, float]  # by probes, after it was done
 
     @classmethod
     def of(cls, run: Run) -> _Copy:
@@ -54,6 +56,7 @@ class _Copy:
             ended=info.end_time or 0,
             tags=dict(run.data.tags),
             whole=schema.PARAM_DATA in run.data.params,
+            measured={key: value for key, value in run.data.metrics.items() if key.startswith(schema.PROBE_PREFIX)},
         )
 
     def carries(self, tags: Mapping[str, str]) -> int:
@@ -137,6 +140,8 @@ class Mirror:
         if place not in self._mine:
             self._mine[place] = self._find(run, status) or self._find_or_create(run, status)
         copy = self._mine[place]
+        if status.state == "FINISHED":
+            self._measured(copy, folder)
         ended = int(status.ended * 1000)
         if copy.state != "RUNNING":
             if copy.ended == ended:
@@ -155,6 +160,16 @@ class Mirror:
             state = _MLFLOW_STATES[status.state]
             self.client.set_terminated(copy.run_id, state, end_time=ended)
             copy.state, copy.ended = state, ended
+
+    def _measured(self, copy: _Copy, folder: RunFolder) -> None:
+        """Log what probes measured of the run after it was done, as far as the store lacks it."""
+        found = Evaluations(folder.path / "evaluations").all()
+        values = {key: value for one in found for key, value in one.mirrored().items()}
+        new = {key: value for key, value in values.items() if copy.measured.get(key) != value}
+        rows = [{"time": found[-1].made, "step": 0, "metrics": new}] if new else []
+        for batch in _batches(_metrics(rows)):
+            self.client.log_batch(copy.run_id, metrics=batch)
+        copy.measured.update(new)
 
     def _find(self, run: PlannedRun, status: Status) -> _Copy | None:
         """The store's copy of an attempt, by when it began and by the tags that it has left; these are made whole.

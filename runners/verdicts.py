@@ -14,6 +14,7 @@ from analysis.report import results
 from analysis.report.decode import Decode
 from analysis.report.sections import Stage
 from analysis.stats.compare import VERDICTS, compare
+from analysis.stats.solved import CURVE, has_task
 from analysis.store import load
 from analysis.store.schema import Design
 from analysis.store.stratum import Stratum
@@ -146,16 +147,22 @@ def report(
 
 def judge(stage: Plan, mirrors: Mirrors) -> pd.DataFrame:
     """The verdicts on what has run so far, as a report would have them: that these are shown is noted, and no more."""
-    design, runs = mirrors.ask(lambda: _stored(stage, mirrors))
+    design, runs = stored(stage, mirrors)
     return compare(runs, design)
 
 
+def stored(stage: Plan, mirrors: Mirrors) -> tuple[Design, pd.DataFrame]:
+    """The declaration and the runs of a stage as the store has them; that differences can be shown is noted."""
+    return mirrors.ask(lambda: _from_store(stage, mirrors))
+
+
 def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:
-    design, runs = _stored(stage, mirrors)
-    return Stage(design=design, runs=runs, curves=load.load_curves(runs, tracking_uri=mirrors.uri))
+    design, runs = _from_store(stage, mirrors)
+    metrics = ("train/loss", "val/loss", *([CURVE] if has_task(runs) else []))
+    return Stage(design=design, runs=runs, curves=load.load_curves(runs, metrics, tracking_uri=mirrors.uri))
 
 
-def _stored(stage: Plan, mirrors: Mirrors) -> tuple[Design, pd.DataFrame]:
+def _from_store(stage: Plan, mirrors: Mirrors) -> tuple[Design, pd.DataFrame]:
     """What the store has of a stage that is about to be judged, once it has all that the run folders have."""
     ledger.note(stage, _shown(stage, mirrors.root), mirrors.root)
     mirror = mirrors.of(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -116,8 +116,12 @@ def finding(table: pd.DataFrame, design: Design) -> str:
     """
     rows = rows_of(table)
     said = [_found(row, design) for row in rows if row["role"] == "variant"]
-    checks = {arm.name: arm.expect for arm in design.arms if arm.role == "check"}
-    odd = [_odd(row, checks[row["arm"]]) for row in rows if row["arm"] in checks and not _borne_out(row, checks)]
+    checks = {arm.name: arm.expect or "" for arm in design.arms if arm.role == "check"}
+    odd = [
+        _odd(row, checks[row["arm"]])
+        for row in rows
+        if row["arm"] in checks and not _borne_out(row, checks[row["arm"]])
+    ]
     if odd:
         said.append(f"believe it with care, for {' and '.join(odd)}")
     elif checks:
@@ -125,9 +129,8 @@ def finding(table: pd.DataFrame, design: Design) -> str:
     return f"Found: {'; '.join(said)}." if said and not design.screen else ""
 
 
-def _borne_out(row: Row, checks: Mapping[str, str]) -> bool:
+def _borne_out(row: Row, expected: str) -> bool:
     """Whether a check's verdict is the one that its base declares."""
-    expected = checks[row["arm"]]
     return bool(row["verdict"] == ("as expected" if expected == "same" else expected))
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from analysis.report import figures, render
 from analysis.report.cells import Row, bottom_line, cells, finding, headline, markdown_table, rows_of, titles
+from analysis.report.probes import drawn, probe_figure
 from analysis.report.render import Section
 from analysis.report.sections import Stage, closing, sections
 from analysis.store.schema import Design
@@ -84,6 +85,8 @@ def write(stages: Sequence[Stage], out_dir: Path, *, reproduce: str = "") -> dic
         drawings[f"{prefix}losses"] = figures.losses(stage.runs, stage.curves, stage.design)
         drawings[f"{prefix}forest"] = figures.forest(table, stage.design, stage.runs)
         drawings[f"{prefix}throughput"] = figures.throughput(table, stage.design, scaling)
+        if drawn(stage.runs):
+            drawings[f"{prefix}probes"] = probe_figure(stage.probes, stage.runs, stage.design)
         parts += sections(stage, table, scaling, prefix, len(stages) > 1)
         which = {"stage": "confirm" if stage.design.confirms else "declared"}
         records += [which | {key: _json_value(value) for key, value in row.items()} for row in rows_of(table)]

@@ -22,6 +22,7 @@ from analysis.report.cells import (
     interval,
     known,
     number,
+    p_value,
     percent,
     rows_of,
     speed,
@@ -29,9 +30,12 @@ from analysis.report.cells import (
     worth,
 )
 from analysis.report.decode import Decode
+from analysis.report.probes import drawn, explained, probe_table
 from analysis.report.render import Code, Items, Part, Picture, Section, Table
 from analysis.report.statistics import WORDS, statistics
 from analysis.stats.compare import compare, decided
+from analysis.stats.secondary import secondary
+from analysis.stats.solved import SOLVED, has_task, solved
 from analysis.stats.worth import Scaling
 from analysis.store.schema import Arm, Design, difference_unit
 from analysis.store.stratum import Stratum
@@ -67,6 +71,11 @@ class Stage:
         """The verdicts: the frame of :func:`analysis.stats.compare.compare`, beside what was measured of decode."""
         table = compare(self.runs, self.design)
         return self.decode.beside(table) if self.decode else table
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """What probes measured after the runs were done: the frame of :func:`analysis.stats.secondary.secondary`."""
+        return secondary(self.runs, self.design)
 
     @cached_property
     def scaling(self) -> Scaling | None:
@@ -112,6 +121,8 @@ def sections(stage: Stage, table: pd.DataFrame, scaling: Scaling | None, prefix:
             "What each arm changes", [Items([(f"{a.name} ({a.role})", _diff(a)) for a in design.compared[1:]])], level
         ),
         Section("Costs", _costs(rows, stage), level),
+        *([Section("Task", _task_parts(stage), level)] if has_task(stage.runs) else []),
+        *([Section("Probes", _probe_parts(stage, prefix), level)] if len(stage.probes) else []),
         *(
             [Section("What a difference is worth in data", _worth_parts(rows, design, scaling), level)]
             if scaling
@@ -174,6 +185,33 @@ def _speed_parts(rows: Sequence[Row], prefix: str, scaling: Scaling | None) -> l
     ]
     note = "Speeds are those of the runs themselves: whatever else the machine did meanwhile is in them."
     return [Picture(f"{prefix}throughput", caption), note, *([Items(told)] if told else [])]
+
+
+def _task_parts(stage: Stage) -> list[Part]:
+    heads = ("arm", "solved", "accuracy: median [range]", "steps to solve", "p", "p (adj.)", "than the control")
+    lines = [
+        (
+            row["arm"],
+            f"{row['solved']} of {row['n']}",
+            f"{row['median']:.3f} [{row['lowest']:.3f}, {row['highest']:.3f}]",
+            f"{row['steps']:,.0f}" if math.isfinite(row["steps"]) else "–",
+            p_value(row["p"]) or "–",
+            p_value(row["p_adj"]) or "–",
+            row["word"],
+        )
+        for row in rows_of(solved(stage.runs, stage.curves, stage.design))
+    ]
+    words = (
+        f"A run solves the task where {SOLVED:g} of the certain answers are the likeliest token. Outcomes are two "
+        "heaps, so runs that solve it are counted (Fisher's exact test, Holm), and no means are compared."
+    )
+    return [words, Table(heads, lines)]
+
+
+def _probe_parts(stage: Stage, prefix: str) -> list[Part]:
+    caption = "Loss less the control's by position and past the training length, with simultaneous intervals."
+    picture = [Picture(f"{prefix}probes", caption)] if drawn(stage.runs) else []
+    return [explained(stage.probes, stage.design), *picture, probe_table(stage.probes, stage.design)]
 
 
 def _diff(arm: Arm) -> str:

@@ -44,6 +44,13 @@ Metrics = TypedDict(
         "val/bits_per_byte": Annotated[float, "bits/byte", "the same per byte of the text of these windows"],
         "val/loss_se": Annotated[float, "nats/token", "standard error of val/loss over validation windows"],
         "val/loss_by_domain/*": Annotated[float, "nats/token", "val/loss of the windows that begin in a domain"],
+        "val/loss_by_position/*": Annotated[float, "nats/token", "val/loss by how many tokens stand before"],
+        "val/loss_past_window/*": Annotated[float, "nats/token", "loss in longer windows, by training lengths"],
+        "val/induction_loss": Annotated[float, "nats/token", "loss on the second occurrence of a random string"],
+        "val/induction_first_loss": Annotated[float, "nats/token", "loss on its first occurrence"],
+        "val/task_excess_loss": Annotated[float, "nats/token", "loss on a task's text less its entropy"],
+        "val/task_answer_loss": Annotated[float, "nats/token", "loss where a task's answer is certain"],
+        "val/task_accuracy": Annotated[float, "1", "share of certain answers that are the likeliest token"],
         "final/val_loss": Annotated[float, "nats/token", "val/loss after the last step: what verdicts are about"],
         "final/val_bits_per_byte": Annotated[float, "bits/byte", "val/bits_per_byte after the last step"],
         "final/val_loss_se": Annotated[float, "nats/token", "standard error of final/val_loss over validation windows"],
@@ -90,9 +97,22 @@ TAG_DESIGN = "ablation.design"
 TAG_ARM_PREFIX = "ablation.arm."
 
 
+PROBE_PREFIX = "probe/"
+"""Of what probes measured after a run was done: ``probe/TEXT/METRIC``, with the metric's key without ``val/``."""
+
+
+def unit_of(metric: str) -> str:
+    """The unit of a declared metric, or of what a probe of this project measured; "" where none is known."""
+    if metric.startswith(PROBE_PREFIX):
+        metric = f"val/{metric.removeprefix(PROBE_PREFIX).partition('/')[2]}"
+    exact = METRICS.get(metric)
+    found = exact or next((m for key, m in METRICS.items() if key.endswith("*") and metric.startswith(key[:-1])), None)
+    return found.unit if found else ""
+
+
 def difference_unit(metric: str) -> str:
     """The unit of a difference in ``metric``; that tokens are meant goes without saying."""
-    return METRICS[metric].unit.replace("nats/token", "nats")
+    return unit_of(metric).replace("nats/token", "nats")
 
 
 @dataclass(frozen=True, kw_only=True)

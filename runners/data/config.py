@@ -14,12 +14,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, Strict, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+    model_validator,
+)
 
 from llama_variants.errors import ConfigError, Problem, StrictModel, matching
 from llama_variants.errors import Path as FieldPath
 from llama_variants.types import OBSERVES, Neutral, bearing
 from runners.data.formats import Format, Reading, open_stream, reading, summary
+from runners.data.synthetic import SyntheticSource
 
 PIPELINE_VERSION = 1
 """Raised whenever the same declaration gives other token bytes, so that old shards and old runs stop counting."""
@@ -236,11 +244,11 @@ class HubSource(StrictModel):
         """
         files = sorted(file for file in local(self.dataset).rglob("*") if file.is_file())
         if not files:
-            _check_commit(self.revision, ("data", "source", "revision"))
+            check_commit(self.revision, ("data", "source", "revision"))
         return bearing(self, self.model_dump(mode="json")) | ({"files": _contents(files)} if files else {})
 
 
-def _check_commit(revision: str, path: FieldPath) -> None:
+def check_commit(revision: str, path: FieldPath) -> None:
     """Raises ConfigError for a revision that can move, as a branch or a tag does."""
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         allowed = "the 40 hex digits of a commit: a branch or a tag moves"
@@ -281,7 +289,7 @@ class PretrainedTokenizer(StrictModel):
                     path=("data", "tokenizer"), received=received, allowed="a folder, or a hub id and its revision"
                 )
                 raise ConfigError([problem])
-            _check_commit(self.revision, ("data", "tokenizer", "revision"))
+            check_commit(self.revision, ("data", "tokenizer", "revision"))
             return self.model_dump(mode="json")
         suffixes = (".json", ".txt", ".model")  # every form of vocabulary that transformers reads
         names = [self.gguf_file] if self.gguf_file else [f.name for f in folder.iterdir() if f.suffix in suffixes]
@@ -308,11 +316,42 @@ class PackageTokenizer(StrictModel):
         return self.model_dump(mode="json")
 
 
+class NumbersTokenizer(StrictModel):
+    """Numbers between spaces, as tasks write them: each is the token of that id. Id 0 ends a document."""
+
+    type: Literal["numbers"]
+    vocab_size: Annotated[int, Field(ge=2)]
+
+    def identity(self) -> dict[str, Any]:
+        """The declaration."""
+        return self.model_dump(mode="json")
+
+
+Source = PackagesSource | FilesSource | HubSource | SyntheticSource
+TokenizerConfig = BPETokenizer | PretrainedTokenizer | PackageTokenizer | NumbersTokenizer
+
+
 class DataConfig(StrictModel):
     """The `data` section of a base."""
 
-    source: Annotated[PackagesSource | FilesSource | HubSource, Field(discriminator="type")]
-    tokenizer: Annotated[BPETokenizer | PretrainedTokenizer | PackageTokenizer, Field(discriminator="type")]
+    source: Annotated[Source, Field(discriminator="type")]
+    tokenizer: Annotated[TokenizerConfig, Field(discriminator="type")]
+    dedupe: bool = False  # drop training documents that hold 64 tokens of validation, word for word
+
+    @model_validator(mode="after")
+    def _tasks_are_numbers(self) -> DataConfig:
+        if isinstance(self.source, SyntheticSource) != isinstance(self.tokenizer, NumbersTokenizer):
+            raise ValueError("a source of type synthetic with a tokenizer of type numbers, or neither")
+        if isinstance(self.source, SyntheticSource) and isinstance(self.tokenizer, NumbersTokenizer):
+            least = self.source.task.num_symbols + 1
+            if self.tokenizer.vocab_size < least:
+                raise ValueError(f"a tokenizer with vocab_size {least} or more for this task")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Recipes that were kept before there was ``dedupe`` read the same."""
+        return {name: value for name, value in plain(self).items() if name != "dedupe" or value}
 
     def identity(self) -> dict[str, Any]:
         """All that bears on the token bytes, known without building them (local files are read).
@@ -323,6 +362,7 @@ class DataConfig(StrictModel):
             "source": self.source.identity(),
             "tokenizer": self.tokenizer.identity(),
             "pipeline": PIPELINE_VERSION,
+            **({"dedupe": True} if self.dedupe else {}),
         }
 
 

@@ -29,7 +29,9 @@ from runners.data.config import (
     local,
     too_large,
 )
+from runners.data.passages import holds_any, passage_hashes
 from runners.data.sources import Document, Documents, Split
+from runners.data.synthetic import SyntheticSource
 from runners.data.tokenizer import TextTokenizer
 
 _CHUNK = 64  # documents encoded together: a second or two of work
@@ -81,6 +83,10 @@ def known_sizes(config: DataConfig, cache: Path) -> Sizes:
         return Sizes(**tokens, vocab=built["vocab_size"])
     if isinstance(config.tokenizer, PretrainedTokenizer) and local(config.tokenizer.path).is_dir():
         return Sizes(vocab=tokenizers.make(config.tokenizer, lambda: (), cache).vocab_size)
+    if isinstance(config.source, SyntheticSource):
+        each = config.source.task.length + 1
+        counts = {"train": config.source.train * each, "validation": config.source.validation * each}
+        return Sizes(**counts, vocab=config.source.task.num_symbols + 1)
     if isinstance(config.source, FilesSource) and isinstance(config.tokenizer, BPETokenizer):
         most = {split: config.source.most_bytes(split) for split in ("train", "validation")}
         return Sizes(**most, vocab=config.tokenizer.vocab_size)
@@ -101,7 +107,7 @@ def _build(
     vocab_size: int | None,
 ) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
-        documents = Documents(config, cache)
+        documents = Documents(config.source, cache)
         documents.fetch(say)
         say("reading the text and making the tokenizer")
         tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
@@ -109,9 +115,9 @@ def _build(
             raise ConfigError([too_large(tokenizer.vocab_size, vocab_size)])
         tokenizer.save(partial / "tokenizer.json")
         dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-        splits = {
-            split: _write_split(documents, split, tokenizer, dtype, partial, say) for split in ("validation", "train")
-        }
+        held = write_split(documents, "validation", tokenizer, dtype, partial, say)
+        passages = np.unique(passage_hashes(np.fromfile(partial / "validation.bin", dtype))) if config.dedupe else None
+        train = write_split(documents, "train", tokenizer, dtype, partial, say, without=passages)
         files = sorted(file.name for file in partial.iterdir())
         digests = {name: file_sha256(partial / name) for name in files}
         content = json.dumps([identity, digests], sort_keys=True)
@@ -121,29 +127,33 @@ def _build(
             "dtype": dtype.str,
             "vocab_size": tokenizer.vocab_size,
             "end_id": tokenizer.end_id,
-            "splits": splits,
+            "splits": {"validation": held, "train": train},
             "sha256": digests,
             "files": documents.files,
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    train, validation = splits["train"], splits["validation"]
     say(
         f"built {folder.name}: {train['tokens']:,} training tokens in {train['documents']:,} documents, "
-        f"{validation['tokens']:,} for validation"
+        f"{held['tokens']:,} for validation"
     )
 
 
-def _write_split(
+def write_split(
     documents: Documents,
     split: Split,
     tokenizer: TextTokenizer,
     dtype: np.dtype[Any],
     folder: Path,
     say: Callable[[str], None],
+    *,
+    without: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Encode one split into ``split``.bin and its document offsets; returns its part of the manifest."""
+    """Encode one split into ``split``.bin and its document offsets; returns its part of the manifest.
+
+    Documents with a passage out of ``without`` (of :func:`runners.data.passages.passage_hashes`, sorted) are left out.
+    """
     offsets = [0]
-    num_bytes = 0
+    num_bytes = num_shared = 0
     domains: dict[str, dict[str, int]] = {}  # in order; the documents of one stand together
     said = time.monotonic()
     end = np.asarray([tokenizer.end_id])
@@ -152,6 +162,9 @@ def _write_split(
         while chunk := list(itertools.islice(stream, _CHUNK)):
             encoded = tokenizer.encode([document.text for document in chunk])
             for place, (document, ids) in enumerate(zip(chunk, encoded, strict=True)):
+                if without is not None and len(without) and holds_any(without, ids):
+                    num_shared += 1
+                    continue
                 file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
                 size = len(document.text.encode())
                 losses.look(tokenizer, document, ids, size, sampled=place == 0 or document.domain not in domains)
@@ -169,7 +182,11 @@ def _write_split(
     if losses.lost:
         say(f"{split}: the tokenizer loses {losses.lost:,} characters, the first {losses.first}")
     counts = documents.counts[split]
-    left_out = {"that validation has": counts["in_validation"], "there twice": counts["duplicates"]}
+    left_out = {
+        "that validation has": counts["in_validation"],
+        "with passages of validation": num_shared,
+        "there twice": counts["duplicates"],
+    }
     if told := ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count):
         say(f"{split}: documents left out: {told}")
     np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
@@ -179,6 +196,7 @@ def _write_split(
         "bytes": num_bytes,
         "duplicates_dropped": counts["duplicates"] + counts["in_validation"],
         "in_validation": counts["in_validation"],
+        "with_passages_of_validation": num_shared,
         "empty": counts["empty"],
         "bad_rows": counts["bad_rows"],
         "characters_lost": losses.lost,

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import DataConfig, DataError, FilesSource, HubSource, PackagesSource, local, pin_name
+from runners.data.config import DataError, FilesSource, HubSource, PackagesSource, Source, local, pin_name
 from runners.data.rows import BadRow, as_text, read_rows
+from runners.data.synthetic import SyntheticSource
 
 Split = Literal["train", "validation"]
 
@@ -33,8 +34,8 @@ class Documents:
     ``in_validation``, ``empty`` and ``bad_rows``. ``files``: of a split's files, how each was read, and its rows.
     """
 
-    def __init__(self, config: DataConfig, cache: Path) -> None:
-        self.source = config.source
+    def __init__(self, source: Source, cache: Path) -> None:
+        self.source = source
         self.cache = cache
         self.counts: dict[Split, Counter[str]] = {}
         self.files: dict[Split, list[dict[str, Any]]] = {}
@@ -101,6 +102,8 @@ class Documents:
             return self._from_packages(self.source, split)
         if isinstance(self.source, FilesSource):
             return self._from_files(self.source, split, counts)
+        if isinstance(self.source, SyntheticSource):
+            return (Document(self.source.task.type, text) for text in self.source.documents(split))
         return self._from_hub(self.source, split, counts)
 
     def _from_packages(self, source: PackagesSource, split: Split) -> Iterator[Document]:
@@ -143,7 +146,7 @@ class Documents:
     def _skip(self, split: Split, name: str, row: BadRow, counts: Counter[str]) -> None:
         """Count a row that gives no text. Raises ConfigError where such are not to be skipped."""
         where = f"{name}, {row.place}" if row.place else name
-        assert not isinstance(self.source, PackagesSource)
+        assert isinstance(self.source, FilesSource | HubSource)
         if self.source.on_bad_row == "error":
             wanted = f"text in {self.source.text_field!r}" if row.place else "UTF-8"
             allowed = f"{wanted}; `on_bad_row: skip` leaves out and counts what has none"

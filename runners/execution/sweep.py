@@ -47,6 +47,7 @@ def run_plan(
     ``options`` is asked for when there is a run to carry out, since its module loads the model's; ``mirrors``: those of
     the command, which reports from them afterwards.
     """
+    from runners.data.overlap import refuse_overlap
     from runners.data.shards import known_sizes, prepare
 
     known = statuses(plan, root)
@@ -67,6 +68,7 @@ def run_plan(
             data, cache, say=lambda text: console.print(f"data: {text}", highlight=False), vocab_size=least
         )
         plan.check_sizes(corpus.sizes)
+        refuse_overlap(corpus)
     for run in todo:
         RunFolder(root, run.key).create(run.recipe, run.seed)
     if todo:

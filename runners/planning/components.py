@@ -30,6 +30,10 @@ COMPONENTS: Mapping[str, Mapping[str, str]] = {
     "probe": {
         "loss": "runners.evaluation.loss",
         "loss_by_domain": "runners.evaluation.loss_by_domain",
+        "loss_by_position": "runners.evaluation.loss_by_position",
+        "loss_past_window": "runners.evaluation.loss_past_window",
+        "induction": "runners.evaluation.induction",
+        "task": "runners.evaluation.task",
     },
 }
 """Family -> type -> the module that registers it."""

@@ -16,6 +16,7 @@ from llama_variants.errors import ConfigError, M, Problem, StrictModel, check, s
 from llama_variants.registry import ComponentConfig
 from llama_variants.types import OBSERVES, Neutral, bearing
 from runners.data.config import DataConfig, Sizes, too_large
+from runners.data.synthetic import SyntheticSource
 from runners.planning.components import (
     OPTIMIZER,
     PROBE,
@@ -222,6 +223,11 @@ class Recipe:
         """What is wrong between sections."""
         if self.train.seq_len > self.model.max_position_embeddings:
             allowed = f"at most model.max_position_embeddings ({self.model.max_position_embeddings})"
+            yield Problem(path=("train", "seq_len"), received=str(self.train.seq_len), allowed=allowed)
+        if isinstance(self.data.source, SyntheticSource) and self.train.seq_len != (
+            fits := self.data.source.task.length + 1
+        ):
+            allowed = f"{fits}: a document of the task and the token that ends it"
             yield Problem(path=("train", "seq_len"), received=str(self.train.seq_len), allowed=allowed)
         yield from self._vocab_problems(getattr(self.data.tokenizer, "vocab_size", None))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +56,22 @@ def print_report(
     for line in [*(f"error: {fault}" for fault in reported.faults), *missed]:
         print(line, file=sys.stderr)
     return not (missed or reported.faults)
+
+
+def print_probes(plan: Plan, mirrors: Mirrors, metrics: Sequence[str] | None = None) -> None:
+    """What probes say of an experiment's arms: ``metrics``, or all. Raises ConfigError for one that no run has."""
+    from analysis.report.probes import probe_text
+    from analysis.stats.secondary import probe_metrics, secondary
+    from llama_variants.errors import ConfigError, Problem, one_of
+    from runners.verdicts import stored
+
+    for stage in plan.stages:
+        design, runs = stored(stage, mirrors)
+        known = probe_metrics(runs)
+        if unknown := [name for name in metrics or () if name not in known]:
+            allowed = one_of(unknown[0], known) if known else "one that `evaluate` has measured; none is there yet"
+            raise ConfigError([Problem(path=("--metric",), received=unknown[0], allowed=allowed)])
+        print(f"\n{design.name} on {design.base}\n{probe_text(secondary(runs, design, metrics), design)}")
 
 
 def _same_runs(options: OnExperiment) -> str:

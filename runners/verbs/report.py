@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runners.verbs.common import RUNS, Context, OnExperiment, add_experiment, add_json, read_plan, verb
-from runners.verbs.judge import Requiring, add_require, print_report
+from runners.verbs.judge import Requiring, add_require, print_probes, print_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class Options(OnExperiment, Requiring):
     as_json: bool
     notebooks: bool
     keep: Path | None
+    metrics: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
     add_json(parser, "print the table as JSON")
     parser.add_argument("--notebooks", action="store_true", help="also run the notebooks and export them as HTML")
+    text = "judge what probes measured instead, e.g. probe/own/loss_past_window/4x; several are one family"
+    parser.add_argument("--metric", action="append", default=[], dest="metrics", metavar="KEY", help=text)
     add_require(parser)
     text = "also keep declaration and runs, from MLflow, as a file in this folder (for `results`)"
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help=text)
@@ -49,6 +52,9 @@ def report(options: Options, context: Context) -> int:
         )
         raise ConfigError([problem])
 
+    if options.metrics:
+        print_probes(plan, mirrors, options.metrics)
+        return 0
     shown = {"as_json": options.as_json, "notebooks": options.notebooks}
     return 0 if print_report(plan, mirrors, options, required, keep=options.keep, **shown) else 1
 
@@ -60,7 +66,7 @@ VERB = verb(
     summary="print the verdicts of what has run and write the report",
     examples=(
         "report experiments/demo.yaml",
-        "report experiments/demo.yaml --json",
+        "report experiments/rotary_theta.yaml --base tiny --metric probe/own/loss_past_window/4x",
         "report experiments/head_grouping.yaml --base tiny --keep experiments/results",
     ),
 )

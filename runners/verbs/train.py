@@ -63,6 +63,7 @@ def train(options: Options, context: Context) -> int:
     import torch
 
     from runners.data import DataError, prepare
+    from runners.data.overlap import refuse_overlap
     from runners.data.shards import known_sizes
     from runners.execution.one_run import execute
     from runners.runs.folder import RunFolder
@@ -76,6 +77,7 @@ def train(options: Options, context: Context) -> int:
         say = print_now if context.first else lambda text: None
         corpus = prepare(run.recipe.data, CACHE, say, vocab_size=run.recipe.model.vocab_size)
         plan.check_sizes(corpus.sizes)
+        refuse_overlap(corpus)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -85,10 +85,11 @@ def test_a_metric_s_unit_is_the_one_that_its_name_ends_in():
         key: unit
         for key in METRICS
         for end, unit in units.items()
-        if re.search(rf"(^|[/_]){end}$", key.removesuffix("_by_domain/*"))
+        if re.search(rf"(^|[/_]){end}$", re.sub(r"_(by_domain|by_position|past_window)/\*$", "", key))
     }
     assert declared | named == declared
     others = {"epochs", "train/grad_norm", "train/lr", "train/loss_spikes", "memory/micro_batch", "final/compiled"}
+    others |= {"val/task_accuracy"}
     assert declared.keys() - named.keys() == others
     assert all(METRICS[key].unit in ("1", "windows", "0 or 1") for key in others)
 

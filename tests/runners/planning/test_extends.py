@@ -1,4 +1,4 @@
-"""A base that extends another: it is the file that has all of it written out, and what it may not inherit is refused."""
+"""A base that extends another is the file that has all of it written out; what it may not inherit is refused."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_no_message_is_pydantic_s(cls):
         (ExperimentFile, {"looks": [3, 2]}, "looks: received [3, 2]; allowed: ascending numbers of blocks"),
         (ExperimentFile, {"looks": [3, "5"]}, "looks.1: received '5' (text); allowed: a whole number"),
         (BaseFile, {"model": 3}, "model: received 3; allowed: a mapping, such as {key: value}"),
-        (BaseFile, {"data": 3}, "data: received 3; allowed: a mapping with keys out of source, tokenizer"),
+        (BaseFile, {"data": 3}, "data: received 3; allowed: a mapping with keys out of dedupe, source, tokenizer"),
         (BaseFile, {"data": {"source": {}}}, "data.source: received {}; allowed: a mapping with the key 'type'"),
         (BaseFile, {"data": {"source": {"type": "s3"}}}, "allowed: one of 'packages', 'files', 'hub'"),
     ],

@@ -1,0 +1,177 @@
+"""Probes on finished weights: of runs, after the fact, and of anybody's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_variants import LlamaForCausalLM, load_pretrained
+from llama_variants.errors import ConfigError, Problem
+from runners.data import prepare
+from runners.data.batches import Corpus
+from runners.data.config import PretrainedTokenizer, Source, file_sha256
+from runners.data.held_out import held_out
+from runners.data.tokenizer import TextTokenizer, make
+from runners.evaluation.subject import Subject
+from runners.planning.components import PROBE, ProbeConfig
+from runners.planning.recipe import Recipe
+from runners.runs.evaluations import Evaluations, Measurement
+from runners.runs.folder import RunFolder
+from runners.runs.machine import device_name
+
+LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""What the logits of the windows that go through the model at a time may take, by kind of device."""
+MOST_WINDOWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What to evaluate on: the validation part of a source; None is the evaluated run's own."""
+
+    name: str
+    source: Source | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model to evaluate, and how: its recipe says the length and number of windows, and the precision."""
+
+    title: str
+    recipe: Recipe
+    load: Callable[[], LlamaForCausalLM]
+    tokenizer: Callable[[], TextTokenizer]
+    kept: Evaluations
+    own: bool  # whether the recipe's data is the text that it was judged on
+
+    def corpus(self, text: Text, cache: Path, say: Callable[[str], None]) -> Corpus:
+        """A text in the tokens of these weights. Raises ConfigError and DataError as the data does."""
+        if text.source is None:
+            if self.own:
+                return prepare(self.recipe.data, cache, say)
+            return held_out(self.recipe.data.source, self.tokenizer(), cache, say)
+        return held_out(text.source, self.tokenizer(), cache, say)
+
+
+def of_run(folder: RunFolder, title: str) -> Weights:
+    """The weights that a finished run kept. Raises ConfigError where it has none."""
+    recipe, _ = folder.config()
+    if folder.checked_status().state != "FINISHED" or not folder.final.is_dir():
+        state = folder.status.state
+        received = f"{folder.path}: {state}" + (", without its weights" if state == "FINISHED" else "")
+        raise ConfigError([Problem(path=(title,), received=received, allowed="a finished run with its weights")])
+    return Weights(
+        title=title,
+        recipe=recipe,
+        load=lambda: load_pretrained(folder.final),
+        tokenizer=lambda: make(PretrainedTokenizer(type="pretrained", path=str(folder.final)), lambda: (), Path()),
+        kept=Evaluations(folder.path / "evaluations"),
+        own=True,
+    )
+
+
+def of_file(what: str, recipe: Recipe, root: Path, revision: str | None = None) -> Weights:
+    """Weights that transformers can load: a folder, a GGUF file or a hub id; evaluated as ``recipe`` says.
+
+    What is measured of them is kept under ``root``, by the content of the file or folder.
+    """
+    place = Path(what)
+    gguf = place.name if what.endswith(".gguf") else None
+    declared: dict[str, Any] = {"path": str(place.parent) if gguf else what, "gguf_file": gguf, "revision": revision}
+    model: list[LlamaForCausalLM] = []
+
+    def load() -> LlamaForCausalLM:
+        if not model:
+            options: dict[str, Any] = {"revision": revision} if revision else {}
+            model.append(load_pretrained(what, **options))
+        return model[0]
+
+    return Weights(
+        title=place.name or what,
+        recipe=recipe,
+        load=load,
+        tokenizer=lambda: make(PretrainedTokenizer(type="pretrained", **declared), lambda: (), Path()),
+        kept=Evaluations(root / "weights" / _content(place, what, revision) / "evaluations"),
+        own=False,
+    )
+
+
+def _content(place: Path, what: str, revision: str | None) -> str:
+    """16 hex digits over weights: of a file or a folder its content, of a hub id its name and revision."""
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) + sorted(place.glob("config.json"))
+    told = [file_sha256(file) for file in files] or [what, revision or ""]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+def measure(
+    weights: Weights,
+    texts: Iterable[Text],
+    probes: Mapping[str, ProbeConfig],
+    device: torch.device,
+    cache: Path,
+    *,
+    num_windows: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Measurement]:
+    """What the ``probes`` measure of these weights on each of the ``texts``; what was measured before is read.
+
+    Args:
+        weights: the model.
+        texts: on what.
+        probes: type -> settings.
+        device: where to compute.
+        cache: of tokenized texts.
+        num_windows: other than the recipe's.
+        say: takes a line when something is computed.
+    """
+    evaluation = weights.recipe.eval
+    if num_windows:
+        evaluation = evaluation.model_copy(update={"num_windows": num_windows})
+    recipe = replace(weights.recipe, eval=evaluation)
+    found: list[Measurement] = []
+    model: Any = None  # whose `to` is untyped
+    for text in texts:
+        corpus = weights.corpus(text, cache, say)
+        most = len(corpus.validation.tokens) // recipe.train.seq_len
+        if recipe.eval.num_windows > most:
+            received = f"{recipe.eval.num_windows:,} windows of {recipe.train.seq_len:,} tokens"
+            allowed = f"at most {most:,}, which the text {text.name!r} has: --windows {most}"
+            raise ConfigError([Problem(path=("--windows",), received=received, allowed=allowed)])
+        for name, settings in probes.items():
+            identity = _identity(recipe, corpus, name, settings)
+            known = weights.kept.find(name, identity)
+            if known is None:
+                if model is None:
+                    model = weights.load()
+                    model.to(device)
+                    model.eval()
+                say(f"{name} on {text.name}")
+                subject = Subject(model, recipe, corpus, _rows(recipe, device))
+                measured = PROBE[name](settings)(subject)
+                weights.kept.keep(text.name, name, identity, measured, device_name(device))
+                known = weights.kept.find(name, identity)
+                assert known is not None
+            found.append(replace(known, text=text.name))
+    return found
+
+
+def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig) -> dict[str, Any]:
+    """What bears on a measurement besides the weights."""
+    return {
+        "text": corpus.fingerprint,
+        "seq_len": recipe.train.seq_len,
+        "num_windows": recipe.eval.num_windows,
+        "precision": recipe.train.precision,
+        "probe": {"type": probe, **settings.identity()},
+        "version": PROBE.version(probe),
+    }
+
+
+def _rows(recipe: Recipe, device: torch.device) -> int:
+    """Windows that go through the model at a time."""
+    window = recipe.train.seq_len * recipe.model.vocab_size * 4
+    return max(1, min(MOST_WINDOWS, LOGITS_BYTES.get(device.type, LOGITS_BYTES["cpu"]) // window))

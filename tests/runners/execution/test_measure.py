@@ -1,0 +1,125 @@
+"""Probes on finished runs and on other weights: what they give, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_variants import save_pretrained
+from llama_variants.errors import ConfigError
+from runners.data.config import FilesSource
+from runners.execution import measure as module
+from runners.execution.measure import Text, measure, of_file, of_run
+from runners.execution.one_run import RunOptions, execute
+from runners.planning.components import PROBE
+from runners.runs.folder import RunFolder
+from runners.runs.signals import StopRequest
+from tests.runners.children import new_run
+
+CPU, CACHE = torch.device("cpu"), Path("cache")
+OWN = [Text(name="own", source=None)]
+
+
+def probes(*names: str):
+    found = {name: PROBE.read({"type": name}) for name in names}
+    assert not any(problems for _, problems in found.values())
+    return {name: config for name, (config, _) in found.items()}
+
+
+@pytest.fixture
+def run(recipe, project) -> RunFolder:
+    """A finished run of two steps."""
+    short = recipe.train.model_copy(update={"num_steps": 4})
+    folder = new_run(project, replace(recipe, train=short))
+    folder = RunFolder(Path("runs"), folder.path.name)
+    execute(folder, CACHE, "cpu", RunOptions(), StopRequest())
+    assert folder.status.state == "FINISHED", folder.status.reason
+    return folder
+
+
+def test_a_run_s_own_text_gives_the_loss_that_it_logged(run):
+    (found,) = measure(of_run(run, "a"), OWN, probes("loss"), CPU, CACHE)
+    final = run.final_metrics()
+    for key in ("val/loss", "val/bits_per_byte", "val/loss_se"):
+        assert found.metrics[key] == pytest.approx(final[f"final/{key.replace('/', '_')}"], abs=2e-6)
+    assert found.mirrored()["probe/own/loss"] == found.metrics["val/loss"]
+
+
+def test_nothing_is_measured_twice_and_what_bears_on_it_is_measured_again(run, monkeypatch):
+    said: list[str] = []
+    names = probes("loss", "induction")
+    first = measure(of_run(run, "a"), OWN, names, CPU, CACHE, say=said.append)
+    assert len(said) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_pretrained", None)  # the weights are not even read
+        assert measure(of_run(run, "a"), OWN, names, CPU, CACHE, say=said.append) == first
+    assert len(said) == 2
+    fewer = measure(of_run(run, "a"), OWN, names, CPU, CACHE, num_windows=4, say=said.append)
+    assert len(said) == 4
+    assert fewer[0].metrics["val/loss"] != first[0].metrics["val/loss"]
+
+
+def test_other_text_and_the_same_text_from_elsewhere(run, project):
+    recipe, _ = run.config()
+    named = [Text(name="words", source=recipe.data.source)]
+    own, elsewhere = (measure(of_run(run, "a"), texts, probes("loss"), CPU, CACHE)[0] for texts in (OWN, named))
+    assert elsewhere.metrics == own.metrics  # the same tokens, in a file of its own
+    (project / "notes.txt").write_text("alpha beta gamma " * 400)
+    source = FilesSource(type="files", train=("notes.txt",), validation=("notes.txt",))
+    (other,) = measure(of_run(run, "a"), [Text(name="notes", source=source)], probes("loss"), CPU, CACHE, num_windows=2)
+    assert set(other.mirrored()) == {"probe/notes/loss", "probe/notes/bits_per_byte", "probe/notes/loss_se"}
+    assert other.metrics["val/loss"] != own.metrics["val/loss"]
+
+
+def test_saved_weights_are_measured_as_the_run_that_kept_them(run, tmp_path):
+    recipe, _ = run.config()
+    source = [Text(name="words", source=recipe.data.source)]
+    (of_the_run,) = measure(of_run(run, "a"), source, probes("loss"), CPU, CACHE)
+    weights = of_file(str(run.final), recipe, Path("runs"))
+    (of_the_file,) = measure(weights, source, probes("loss"), CPU, CACHE)
+    assert of_the_file.metrics == of_the_run.metrics
+    kept = list(Path("runs/weights").rglob("*.json"))
+    assert [file.name for file in kept] == [re.sub(r".*/", "", str(next(Path(run.path, "evaluations").glob("*"))))]
+    other = of_run(run, "a").load()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    save_pretrained(other, tmp_path / "other")
+    for file in run.final.glob("tokenizer*"):
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    (moved,) = measure(of_file(str(tmp_path / "other"), recipe, Path("runs")), source, probes("loss"), CPU, CACHE)
+    assert moved.metrics != of_the_run.metrics  # by content: other weights, other measurements
+
+
+def test_a_text_with_too_few_windows_is_refused_with_how_many_it_has(run, project):
+    (project / "notes.txt").write_text("alpha " * 40)
+    source = FilesSource(type="files", train=("notes.txt",), validation=("notes.txt",))
+    with pytest.raises(ConfigError) as error:
+        measure(of_run(run, "a"), [Text(name="notes", source=source)], probes("loss"), CPU, CACHE)
+    assert re.search(r"8 windows of 32 tokens; allowed: at most \d, which the text 'notes' has", str(error.value))
+    assert not (run.path / "evaluations").exists()
+
+
+def test_a_damaged_measurement_is_named(run):
+    measure(of_run(run, "a"), OWN, probes("loss"), CPU, CACHE)
+    (file,) = (run.path / "evaluations").glob("*.json")
+    whole = json.loads(file.read_text())
+    for text in ("", '{"text": "own"}', json.dumps({**whole, "metrics": {"val/loss": "low"}})):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rf"{file.name} is damaged"):
+            measure(of_run(run, "a"), OWN, probes("loss"), CPU, CACHE)
+
+
+def test_a_run_without_weights_is_refused(run, recipe, project):
+    with pytest.raises(ConfigError, match="NEW"):
+        unborn = new_run(project, recipe)
+        of_run(RunFolder(Path("runs"), unborn.path.name), "b")
+    for file in run.final.iterdir():
+        file.unlink()
+    run.final.rmdir()
+    with pytest.raises(ConfigError, match="FINISHED, without its weights"):
+        of_run(run, "a")

@@ -1,0 +1,73 @@
+"""`evaluate` as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+EXPERIMENT = "experiments/micro_theta.yaml"
+PROBES = ("--probe", "loss_past_window: {factors: [2]}", "--probe", "induction: {num_strings: 8}")
+
+
+@pytest.mark.slow
+def test_an_experiment_is_measured_judged_and_reported(project, cli):
+    assert cli("run", EXPERIMENT, "--jobs", 1).returncode == 0
+    done = cli("evaluate", EXPERIMENT, *PROBES)
+    assert done.returncode == 0, done.stderr
+    assert "[1/9] control seed 0: loss_past_window on own" in done.stdout
+    table = done.stdout.partition("as the verdicts are made: ")[2]
+    assert table.startswith("4 metrics of 1 variants are one family")
+    for metric in ("own/loss_past_window/1x", "own/loss_past_window/2x", "own/induction_loss"):
+        assert metric in table
+    once = cli("evaluate", EXPERIMENT, *PROBES)
+    assert once.stdout.partition("as the verdicts are made: ")[2] == table
+    assert "control seed 0" not in once.stdout  # nothing is measured twice
+
+    one = cli("report", EXPERIMENT, "--metric", "probe/own/induction_loss")
+    assert "1 metrics of 1 variants are one family" in one.stdout
+    typo = cli("report", EXPERIMENT, "--metric", "probe/own/induction_los")
+    assert (typo.returncode, "did you mean 'probe/own/induction_loss'" in typo.stderr) == (2, True)
+    assert cli("report", EXPERIMENT).returncode == 0
+    page = (project / "reports/micro-theta-micro/report.md").read_text()
+    assert "## Probes" in page
+    assert (project / "reports/micro-theta-micro/probes.png").stat().st_size > 5000
+
+    (project / "notes.txt").write_text("alpha beta gamma " * 900)
+    said = cli("evaluate", EXPERIMENT, "--on", "notes.txt", "--probe", "loss", "--windows", 8, "--json")
+    assert said.returncode == 0, said.stderr
+    values = json.loads(said.stdout)[EXPERIMENT]
+    assert len(values) == 9
+    assert set(values["control seed 0"]) == {f"probe/notes.txt/{m}" for m in ("loss", "bits_per_byte", "loss_se")}
+
+    run = next((project / "runs").glob("*/final")).parent
+    for what in (run.name, str(run)):
+        alone = cli("evaluate", what, "--probe", "loss")
+        assert alone.returncode == 0, alone.stderr
+        assert "probe/own/loss " in alone.stdout
+    saved = cli("evaluate", str(run / "final"), "--base", "micro", "--probe", "loss")
+    assert saved.returncode == 0, saved.stderr
+    assert saved.stdout.splitlines()[-3:] == [*alone.stdout.splitlines()[-3:]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((EXPERIMENT,), "of which no run is done"),
+        ((EXPERIMENT, "--probe", "los"), "did you mean 'loss'"),
+        ((EXPERIMENT, "--probe", "induction: {num: 3}"), "unknown key 'num'"),
+        ((EXPERIMENT, "--probe", "induction: 3"), "--probe"),
+        (("nowhere.gguf",), "'nowhere.gguf', which is not there"),
+        (("org/name",), "--revision: received 'none'; allowed: the 40 hex digits of a commit"),
+        (("nowhere",), "an experiment's YAML, a run, a folder of weights"),
+        (("experiments", "--base", "micro"), "a tokenizer that transformers can load"),
+        ((EXPERIMENT, "--device", "tpu"), "--device"),
+    ],
+)
+def test_what_cannot_be_measured_is_an_error_with_nothing_written(project, cli, arguments, says):
+    before = sorted(project.rglob("*"))
+    done = cli("evaluate", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path for path in project.rglob("*") if "cache" not in path.parts) == before
