@@ -7,6 +7,7 @@ is mirrored into each of them.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,11 @@ class Mirror:
 
     def _measured(self, copy: _Copy, folder: RunFolder) -> None:
         """Log what probes measured of the run after it was done, as far as the store lacks it."""
-        found = Evaluations(folder.path / "evaluations").all()
+        try:
+            found = Evaluations(folder.evaluations).all()
+        except ConfigError as error:  # the rest is mirrored all the same
+            print(f"note: not mirrored: {error}", file=sys.stderr)
+            return
         values = {key: value for one in found for key, value in one.mirrored().items()}
         new = {key: value for key, value in values.items() if copy.measured.get(key) != value}
         rows = [{"time": found[-1].made, "step": 0, "metrics": new}] if new else []

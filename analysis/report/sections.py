@@ -202,8 +202,8 @@ def _task_parts(stage: Stage) -> list[Part]:
         for row in rows_of(solved(stage.runs, stage.curves, stage.design))
     ]
     words = (
-        f"A run solves the task where {SOLVED:g} of the certain answers are the likeliest token. Outcomes are two "
-        "heaps, so runs that solve it are counted (Fisher's exact test, Holm), and no means are compared."
+        f"A run solves the task where {SOLVED:g} of the certain answers are the likeliest token. Most runs either "
+        "solve it or guess, so runs that solve it are counted (Fisher's exact test, Holm), and no means are compared."
     )
     return [words, Table(heads, lines)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from analysis.stats.compare import compare
 from analysis.store.load import require
-from analysis.store.schema import PROBE_PREFIX, Design
+from analysis.store.schema import PROBE_PREFIX, Design, unit_of
 
 COLUMNS = ("metric", "arm", "role", "n", "mean", "delta", "ci_low", "ci_high", "p_adj", "verdict", "note")
 
@@ -17,10 +18,12 @@ COLUMNS = ("metric", "arm", "role", "n", "mean", "delta", "ci_low", "ci_high", "
 def probe_metrics(runs: pd.DataFrame) -> list[str]:
     """The losses among what probes measured after the runs were done: columns of ``runs``, in the order of names.
 
-    A loss's standard error is no question, and its bits per byte are the same one in another unit.
+    A loss's standard error is no question, its bits per byte are the same one in another unit, and of a share of hits
+    more is better. What a plugin measures counts as a loss.
     """
     found = (str(name) for name in runs.columns if str(name).startswith(PROBE_PREFIX))
-    return sorted(name for name in found if not name.endswith(("/loss_se", "/bits_per_byte")))
+    losses = (name for name in found if unit_of(name) in ("nats/token", "") and not name.endswith("/loss_se"))
+    return sorted(losses, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def secondary(runs: pd.DataFrame, design: Design, metrics: Sequence[str] | None = None) -> pd.DataFrame:

@@ -37,8 +37,8 @@ def solved(runs: pd.DataFrame, curves: pd.DataFrame, design: Design) -> pd.DataF
 
     Returns:
         A row for each arm that has runs: ``solved`` of ``n`` valid finished runs; the ``lowest``, ``median`` and
-        ``highest`` accuracy; ``steps``, the median number of training steps after which an evaluation found it solved
-        first, over the runs that solve it, infinite where fewer than half of all do; ``p, p_adj``; and ``word``: more
+        ``highest`` accuracy; ``steps``, the median over all runs of the training steps after which an evaluation found
+        it solved first, infinite for a run that never solves it; ``p, p_adj``; and ``word``: more
         often, less often or undecided, "" for the control.
     """
     valid = runs[(runs["status"] == "FINISHED") & runs["invalid"].isna() & runs[ACCURACY].notna()]
@@ -77,7 +77,7 @@ def _adjust(rows: list[Row], family: int, alpha: float, control: Row | None) -> 
     """Holm's p over the variants, and the word."""
     variants = sorted((row for row in rows if row["role"] == "variant"), key=lambda row: row["p"])
     worst = 0.0
-    for rank, row in enumerate(variants):
+    for rank, row in enumerate(variants if control else []):
         worst = min(1.0, max(worst, (family - rank) * row["p"]))
         row["p_adj"] = worst
     for row in rows:
@@ -95,4 +95,4 @@ def _steps(runs: pd.DataFrame, curves: pd.DataFrame) -> float:
     """The median step at which a run's accuracy first was that of a solved task; of runs that never were it is inf."""
     own = curves[(curves["metric"] == CURVE) & curves["run_key"].isin(runs["run_key"]) & (curves["value"] >= SOLVED)]
     first = own.groupby("run_key")["step"].min().reindex(runs["run_key"]).astype(float).fillna(math.inf)
-    return float(first.median()) if len(own) else math.nan
+    return float(first.median())

@@ -17,7 +17,7 @@ from runners.data.passages import LENGTH, passage_hashes
 PROBES = 64
 """Passages that are looked for, spread over the validation text."""
 MAX_SHARED = 0.1
-"""Of them; a licence text may well stand in both splits. Every run's own gate takes these numbers too."""
+"""Of them; a licence text may well stand in both splits. The gate of every run has the same numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,12 @@ def refuse_overlap(corpus: Corpus) -> None:
     Every run of such a corpus would be invalid: it is said before the first one.
     """
     found = shared_passages(corpus)
-    if len(found) <= max(1, MAX_SHARED * PROBES):
+    probes = len(_starts(np.asarray(corpus.validation.tokens)))
+    if len(found) <= max(1, MAX_SHARED * probes):
         return
     shown = [f"{one.text.strip()[:80]!r} in {one.validation} (validation) and {one.train} (training)" for one in found]
     received = (
-        f"{len(found)} of {PROBES} passages of validation in the training text, word for word: {'; '.join(shown[:2])}"
+        f"{len(found)} of {probes} passages of validation in the training text, word for word: {'; '.join(shown[:2])}"
     )
     allowed = "`dedupe: true` in data, which drops training documents with such passages; or other text for validation"
     raise ConfigError([Problem(path=("data",), received=received, allowed=allowed)])
@@ -60,8 +61,7 @@ def _find(corpus: Corpus) -> Iterator[Shared]:
     from tokenizers import Tokenizer
 
     held, train = np.asarray(corpus.validation.tokens), np.asarray(corpus.train.tokens)
-    length = min(LENGTH, len(held))
-    starts = np.unique(np.linspace(0, len(held) - length, PROBES).astype(int))
+    length, starts = min(LENGTH, len(held)), _starts(held)
     wanted = passage_hashes(held, length)[starts]
     places = np.flatnonzero(np.isin(passage_hashes(train, length), wanted))
     first = {train[place : place + length].tobytes(): int(place) for place in places[::-1]}
@@ -74,6 +74,11 @@ def _find(corpus: Corpus) -> Iterator[Shared]:
                 validation=document_at(corpus, "validation", int(start)),
                 train=document_at(corpus, "train", place),
             )
+
+
+def _starts(tokens: np.ndarray) -> np.ndarray:
+    """Where the passages that are looked for begin: fewer than ``PROBES`` in a short text."""
+    return np.unique(np.linspace(0, len(tokens) - min(LENGTH, len(tokens)), PROBES).astype(int))
 
 
 def near_duplicates(corpus: Corpus, split: str) -> list[str]:

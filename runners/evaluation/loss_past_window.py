@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, Strict
 
 from analysis.store.schema import METRICS, Metric
+from llama_variants.errors import ConfigError, Problem
 from runners.evaluation.subject import Subject
 from runners.evaluation.tokens import token_losses
 from runners.planning.components import PROBE, ProbeConfig
@@ -37,7 +38,11 @@ class LossPastWindow:
     def __call__(self, subject: Subject) -> dict[str, float]:
         """A loss for each stretch."""
         seq_len, factors = subject.recipe.train.seq_len, sorted({1, *self.config.factors})
-        length = seq_len * factors[-1]
+        length, there = seq_len * factors[-1], len(subject.corpus.validation.tokens)
+        if there < length:
+            most = f"factors up to {there // seq_len}" if there // seq_len > 1 else f"a text of {length:,} tokens"
+            received = f"windows of {length:,} tokens on a text of {there:,}"
+            raise ConfigError([Problem(path=("loss_past_window",), received=received, allowed=most)])
         count = max(1, min(subject.num_windows // factors[-1], subject.corpus.validation.num_windows(length)))
         losses = token_losses(subject, subject.corpus.validation.windows(count, length)).double()  # (n, length - 1)
         ends = [factor * seq_len for factor in factors]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from analysis.store.schema import METRICS, Metric
@@ -41,6 +42,11 @@ class TaskProbe:
             received = f"a text of type {declared['type']}"
             raise ConfigError([Problem(path=("probes", "task"), received=received, allowed="type synthetic")])
         task = SyntheticSource.model_validate({"train": 1, **declared}).task
+        offsets = np.load(subject.corpus.folder / "validation.offsets.npy")
+        seq_len, fits = subject.recipe.train.seq_len, task.length + 1
+        if seq_len != fits or (np.diff(offsets) != fits).any():
+            received = f"windows of {seq_len} tokens, and documents of {np.diff(offsets).max()} with their end"
+            raise ConfigError([Problem(path=("probes", "task"), received=received, allowed=f"{fits} for both")])
         windows = subject.corpus.validation.windows(subject.num_windows, subject.recipe.train.seq_len)
         losses = token_losses(subject, windows).double()  # (n, length): the last predicts the end
         found = {"val/task_excess_loss": float(losses.mean()) - floor_nats(task)}

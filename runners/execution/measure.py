@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from llama_variants import LlamaForCausalLM, load_pretrained
 from llama_variants.errors import ConfigError, Problem
 from runners.data import prepare
 from runners.data.batches import Corpus
-from runners.data.config import PretrainedTokenizer, Source, file_sha256
+from runners.data.config import PretrainedTokenizer, Source, file_sha256, too_large
 from runners.data.held_out import held_out
 from runners.data.tokenizer import TextTokenizer, make
 from runners.evaluation.subject import Subject
@@ -35,6 +36,7 @@ class Text:
 
     name: str
     source: Source | None
+    files: bool = False  # given on the spot: another text may have the same name, so it is named by its content too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +48,17 @@ class Weights:
     load: Callable[[], LlamaForCausalLM]
     tokenizer: Callable[[], TextTokenizer]
     kept: Evaluations
-    own: bool  # whether the recipe's data is the text that it was judged on
+    judged_on: str = ""  # fingerprint of the text that a run was judged on; "" for other weights
 
     def corpus(self, text: Text, cache: Path, say: Callable[[str], None]) -> Corpus:
         """A text in the tokens of these weights. Raises ConfigError and DataError as the data does."""
-        if text.source is None:
-            if self.own:
-                return prepare(self.recipe.data, cache, say)
-            return held_out(self.recipe.data.source, self.tokenizer(), cache, say)
-        return held_out(text.source, self.tokenizer(), cache, say)
+        if text.source is None and self.judged_on:
+            corpus = prepare(self.recipe.data, cache, say)
+            if corpus.fingerprint != self.judged_on:
+                allowed = "the files as they were, or another text: --on"
+                raise ConfigError([Problem(path=("own",), received="a text that has changed since", allowed=allowed)])
+            return corpus
+        return held_out(text.source or self.recipe.data.source, self.tokenizer(), cache, say)
 
 
 def of_run(folder: RunFolder, title: str) -> Weights:
@@ -69,8 +73,8 @@ def of_run(folder: RunFolder, title: str) -> Weights:
         recipe=recipe,
         load=lambda: load_pretrained(folder.final),
         tokenizer=lambda: make(PretrainedTokenizer(type="pretrained", path=str(folder.final)), lambda: (), Path()),
-        kept=Evaluations(folder.path / "evaluations"),
-        own=True,
+        kept=Evaluations(folder.evaluations),
+        judged_on=folder.status.data_fingerprint,
     )
 
 
@@ -87,7 +91,14 @@ def of_file(what: str, recipe: Recipe, root: Path, revision: str | None = None) 
     def load() -> LlamaForCausalLM:
         if not model:
             options: dict[str, Any] = {"revision": revision} if revision else {}
-            model.append(load_pretrained(what, **options))
+            try:
+                model.append(load_pretrained(what, **options))
+            except (OSError, ValueError) as error:
+                if isinstance(error, ConfigError):
+                    raise
+                received = f"{what}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+                allowed = "weights that transformers can load"
+                raise ConfigError([Problem(path=("WHAT",), received=received, allowed=allowed)]) from None
         return model[0]
 
     return Weights(
@@ -96,14 +107,14 @@ def of_file(what: str, recipe: Recipe, root: Path, revision: str | None = None) 
         load=load,
         tokenizer=lambda: make(PretrainedTokenizer(type="pretrained", **declared), lambda: (), Path()),
         kept=Evaluations(root / "weights" / _content(place, what, revision) / "evaluations"),
-        own=False,
     )
 
 
 def _content(place: Path, what: str, revision: str | None) -> str:
     """16 hex digits over weights: of a file or a folder its content, of a hub id its name and revision."""
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) + sorted(place.glob("config.json"))
-    told = [file_sha256(file) for file in files] or [what, revision or ""]
+    kinds = ("*.safetensors", "*.bin", "*.index.json", "config.json")
+    files = [place] if place.is_file() else sorted(file for kind in kinds for file in place.glob(kind))
+    told = [part for file in files for part in (file.name, file_sha256(file))] or [what, revision or ""]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
@@ -129,7 +140,7 @@ def measure(
         say: takes a line when something is computed.
     """
     evaluation = weights.recipe.eval
-    if num_windows:
+    if num_windows and num_windows != evaluation.num_windows:
         evaluation = evaluation.model_copy(update={"num_windows": num_windows})
     recipe = replace(weights.recipe, eval=evaluation)
     found: list[Measurement] = []
@@ -140,23 +151,41 @@ def measure(
         if recipe.eval.num_windows > most:
             received = f"{recipe.eval.num_windows:,} windows of {recipe.train.seq_len:,} tokens"
             allowed = f"at most {most:,}, which the text {text.name!r} has: --windows {most}"
+            if not most:
+                received, allowed = f"the text {text.name!r}", f"a text of at least {recipe.train.seq_len:,} tokens"
             raise ConfigError([Problem(path=("--windows",), received=received, allowed=allowed)])
         for name, settings in probes.items():
-            identity = _identity(recipe, corpus, name, settings)
+            label = _label(text, corpus, name, settings, num_windows if evaluation is not weights.recipe.eval else None)
+            identity = _identity(recipe, corpus, name, settings) | {"label": label}
             known = weights.kept.find(name, identity)
             if known is None:
                 if model is None:
                     model = weights.load()
                     model.to(device)
                     model.eval()
+                    if (ids := corpus.manifest["vocab_size"]) > model.config.vocab_size:
+                        raise ConfigError([too_large(ids, model.config.vocab_size)])
                 say(f"{name} on {text.name}")
                 subject = Subject(model, recipe, corpus, _rows(recipe, device))
                 measured = PROBE[name](settings)(subject)
-                weights.kept.keep(text.name, name, identity, measured, device_name(device))
+                weights.kept.keep(label, name, identity, measured, device_name(device))
                 known = weights.kept.find(name, identity)
                 assert known is not None
-            found.append(replace(known, text=text.name))
+            found.append(known)
     return found
+
+
+def _label(text: Text, corpus: Corpus, probe: str, settings: ProbeConfig, num_windows: int | None) -> str:
+    """A text's name in keys of the tracking store, where one key stands for one way to measure."""
+    parts = [text.name]
+    if text.files:
+        parts.append(corpus.fingerprint[:6])
+    if num_windows:
+        parts.append(f"w{num_windows}")
+    if settings != PROBE.config_class(probe)():
+        told = json.dumps(settings.identity(), sort_keys=True, default=str)
+        parts.append(f"s{hashlib.sha256(told.encode()).hexdigest()[:4]}")
+    return "-".join(parts)
 
 
 def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,8 +30,9 @@ class Measurement:
     device: str = ""
 
     def mirrored(self) -> dict[str, float]:
-        """The metrics under the keys of the tracking store."""
-        return {f"{PROBE_PREFIX}{self.text}/{key.removeprefix('val/')}": value for key, value in self.metrics.items()}
+        """The metrics under the keys of the tracking store; a standard error of one window is none."""
+        finite = {key: value for key, value in self.metrics.items() if math.isfinite(value)}
+        return {f"{PROBE_PREFIX}{self.text}/{key.removeprefix('val/')}": value for key, value in finite.items()}
 
 
 _MEASUREMENT = TypeAdapter(Measurement)

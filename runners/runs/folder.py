@@ -115,6 +115,11 @@ class RunFolder:
         return self.path / "final"
 
     @property
+    def evaluations(self) -> Path:
+        """What probes measured of these weights."""
+        return self.path / "evaluations"
+
+    @property
     def error_file(self) -> Path:
         """Where a failed attempt leaves its traceback."""
         return self.path / "error.txt"
@@ -174,7 +179,8 @@ class RunFolder:
         self.error_file.unlink(missing_ok=True)
         if not log_bytes:  # going on takes the same code
             (self.path / "source.diff").write_bytes(diff.encode(errors="surrogateescape"))
-            shutil.rmtree(self.final, ignore_errors=True)  # of what was logged before
+            for folder in (self.final, self.evaluations):  # of what was logged before
+                shutil.rmtree(folder, ignore_errors=True)
         self._note(f"RUNNING: {environment.get('command', '')}, {stratum}")
 
     def end(self, state: State, reason: str = "", error: str = "") -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -70,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: Options, context: Context) -> int:
     """Measure, keep and print. Raises ConfigError for what cannot be evaluated, with nothing measured."""
-    probes = _read_probes(options.probes or list(PROBES))
     plans = {what: _plan(what, options) for what in options.what if what.endswith((".yaml", ".yml"))}
+    probes = _read_probes(options.probes or list(PROBES))  # once the plugins of the plans are there
     from llama_variants.errors import ConfigError, Problem
     from runners.data import DataError
     from runners.execution.measure import measure
@@ -82,7 +82,7 @@ def evaluate(options: Options, context: Context) -> int:
         device = resolve_device(options.device)
     except ValueError as error:
         raise ConfigError([Problem(path=("--device",), received=options.device, allowed=str(error))]) from None
-    texts = _texts(options.on)
+    texts, mirrors = _texts(options.on), Mirrors(RUNS)  # what is wrong with its address is said at once
     asked = {what: list(_weights(what, plans.get(what), options)) for what in options.what}
     out = sys.stderr if options.as_json else sys.stdout
     measured: dict[str, dict[str, dict[str, float]]] = {}  # WHAT → weights → metric
@@ -100,8 +100,8 @@ def evaluate(options: Options, context: Context) -> int:
         print(json.dumps(measured, indent=1))
         return 0
     for what, by_title in measured.items():
-        if what in plans:
-            print_probes(plans[what], Mirrors(RUNS))
+        if what in plans and not mirrors.absent():
+            print_probes(plans[what], mirrors)
             continue
         for title, values in by_title.items():
             print("\n".join([f"\n{title}", *(f"  {key:<44} {value:.4f}" for key, value in values.items())]))
@@ -147,19 +147,18 @@ def _texts(names: Sequence[str]) -> list[Text]:
 
     found, files = [], []
     for name in names:
-        try:
-            file = find_file("data", name) if re.fullmatch(r"[\w.-]+", name) and not Path(name).exists() else None
-        except ConfigError:
-            file = None
-        if file:
-            found.append(Text(name=name, source=load_data(file).source))
-        else:
+        if Path(name).exists() or not re.fullmatch(r"[\w-]+", name):
             files.append(name)
+            continue
+        try:
+            found.append(Text(name=name, source=load_data(find_file("data", name)).source))
+        except ConfigError as error:
+            raise ConfigError([replace(one, path=("--on",)) for one in error.problems]) from None
     if files:
         source = FilesSource(type="files", train=tuple(files), validation=tuple(files))
         source.readings("validation")  # what is not there is said before anything is measured
         name = re.sub(r"[^\w.-]+", "_", Path(files[0]).name).strip("._") or "files"
-        found.append(Text(name=name, source=source))
+        found.append(Text(name=name, source=source, files=True))
     return found or [Text(name=OWN, source=None)]
 
 
@@ -172,11 +171,19 @@ def _weights(what: str, plan: Plan | None, options: Options) -> Iterator[Weights
     from runners.runs.folder import RunFolder
 
     if plan is not None:
-        done = [run for run in plan.runs() if RunFolder(RUNS, run.key).status.state == "FINISHED"]
-        if not done:
+        done = {
+            f"{run.arm} seed {run.seed}{' to confirm' if stage.confirms else ''}": RunFolder(RUNS, run.key)
+            for stage in plan.stages
+            for run in stage.runs()
+            if run.role != "budget" and RunFolder(RUNS, run.key).status.state == "FINISHED"
+        }
+        there = {title: folder for title, folder in done.items() if folder.final.is_dir()}
+        for title in done.keys() - there.keys():
+            print(f"note: {title} has no weights any more, and is left out", file=sys.stderr)
+        if not there:
             received = f"{what} on {plan.base}, of which no run is done"
             raise ConfigError([Problem(path=(), received=received, allowed=f"make ablation EXP={what}, then this")])
-        yield from (of_run(RunFolder(RUNS, run.key), f"{run.arm} seed {run.seed}") for run in done)
+        yield from (of_run(folder, title) for title, folder in there.items())
         return
     folder = Path(what) if (Path(what) / "status.json").is_file() else RUNS / what
     if (folder / "status.json").is_file():

@@ -68,6 +68,8 @@ def print_probes(plan: Plan, mirrors: Mirrors, metrics: Sequence[str] | None = N
     for stage in plan.stages:
         design, runs = stored(stage, mirrors)
         known = probe_metrics(runs)
+        if not known and stage.confirms:  # not measured yet
+            continue
         if unknown := [name for name in metrics or () if name not in known]:
             allowed = one_of(unknown[0], known) if known else "one that `evaluate` has measured; none is there yet"
             raise ConfigError([Problem(path=("--metric",), received=unknown[0], allowed=allowed)])

@@ -69,9 +69,16 @@ def test_runs_that_were_not_measured_leave_their_arm_open():
     assert table.loc["b", "verdict"] == "equivalent"
 
 
-def test_standard_errors_and_bits_are_no_questions():
-    runs = measured(np.random.default_rng(0), loss={}, loss_se={}, bits_per_byte={})
-    assert probe_metrics(runs) == ["probe/own/loss"]
+def test_standard_errors_bits_and_shares_are_no_losses():
+    names = ("loss", "loss_se", "bits_per_byte", "task_accuracy", "task_answer_loss", "of_a_plugin")
+    runs = measured(np.random.default_rng(0), **{name: {} for name in names})
+    assert probe_metrics(runs) == [f"probe/own/{name}" for name in ("loss", "of_a_plugin", "task_answer_loss")]
+
+
+def test_metrics_are_in_the_order_of_their_numbers():
+    names = [f"loss_past_window/{factor}x" for factor in (16, 1, 2)]
+    runs = measured(np.random.default_rng(0), **{name: {} for name in names})
+    assert [name.rsplit("/", 1)[1] for name in probe_metrics(runs)] == ["1x", "2x", "16x"]
 
 
 def test_without_probes_there_is_nothing():

@@ -67,7 +67,13 @@ def test_steps_to_solve_are_the_first_evaluation_s_and_the_median_run_s():
     assert table.loc["control", "steps"] == np.median([100, 100, 200, 300, 400, 500])
     assert math.isfinite(table.loc["a", "steps"])
     assert math.isinf(table.loc["b", "steps"])
-    assert math.isnan(table.loc["nope", "steps"])
+    assert math.isinf(table.loc["nope", "steps"])
+
+
+def test_without_runs_of_the_control_nothing_is_compared():
+    table = solved(outcomes(nope=[0.2] * 6, a=[1.0] * 6, b=[0.1] * 6), NONE, PLAN)
+    assert table["p_adj"].isna().all()
+    assert table["word"].eq("").all()
 
 
 def test_invalid_and_failed_runs_do_not_count():

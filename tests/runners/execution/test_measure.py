@@ -72,7 +72,7 @@ def test_other_text_and_the_same_text_from_elsewhere(run, project):
     (project / "notes.txt").write_text("alpha beta gamma " * 400)
     source = FilesSource(type="files", train=("notes.txt",), validation=("notes.txt",))
     (other,) = measure(of_run(run, "a"), [Text(name="notes", source=source)], probes("loss"), CPU, CACHE, num_windows=2)
-    assert set(other.mirrored()) == {"probe/notes/loss", "probe/notes/bits_per_byte", "probe/notes/loss_se"}
+    assert set(other.mirrored()) == {f"probe/notes-w2/{name}" for name in ("loss", "bits_per_byte", "loss_se")}
     assert other.metrics["val/loss"] != own.metrics["val/loss"]
 
 
@@ -102,6 +102,59 @@ def test_a_text_with_too_few_windows_is_refused_with_how_many_it_has(run, projec
         measure(of_run(run, "a"), [Text(name="notes", source=source)], probes("loss"), CPU, CACHE)
     assert re.search(r"8 windows of 32 tokens; allowed: at most \d, which the text 'notes' has", str(error.value))
     assert not (run.path / "evaluations").exists()
+
+
+def test_one_key_stands_for_one_way_to_measure(run, project):
+    """Or the store would hold now the one and now the other under the same name."""
+    keys = set()
+    settings, _ = PROBE.read({"type": "induction", "num_strings": 9})
+    for texts, names, windows in (
+        (OWN, probes("induction"), None),
+        (OWN, probes("induction"), 4),
+        (OWN, {"induction": settings}, None),
+    ):
+        (found,) = measure(of_run(run, "a"), texts, names, CPU, CACHE, num_windows=windows)
+        keys |= set(found.mirrored())
+    for words in ("alpha beta ", "gamma delta "):
+        (project / "notes.txt").write_text(words * 400)
+        source = FilesSource(type="files", train=("notes.txt",), validation=("notes.txt",))
+        text = Text(name="notes.txt", source=source, files=True)
+        (found,) = measure(of_run(run, "a"), [text], probes("induction"), CPU, CACHE, num_windows=8)
+        keys |= set(found.mirrored())
+    assert len(keys) == 2 * 5
+
+
+def test_a_run_that_is_trained_again_keeps_no_measurement(run):
+    measure(of_run(run, "a"), OWN, probes("loss"), CPU, CACHE)
+    assert run.evaluations.exists()
+    assert run.forget()
+    execute(run, CACHE, "cpu", RunOptions(), StopRequest())
+    assert run.status.state == "FINISHED"
+    assert not run.evaluations.exists()
+
+
+def test_own_text_that_has_changed_is_refused(run, project):
+    file = project / "text/validation-00.txt"
+    file.write_text(file.read_text() + " alpha")
+    with pytest.raises(ConfigError, match="a text that has changed since"):
+        measure(of_run(run, "a"), OWN, probes("loss"), CPU, CACHE)
+
+
+def test_weights_that_do_not_load_are_an_error(run, recipe):
+    for file in run.final.glob("*.safetensors"):
+        file.unlink()
+    source = [Text(name="words", source=recipe.data.source)]
+    with pytest.raises(ConfigError, match="weights that transformers can load"):
+        measure(of_file(str(run.final), recipe, Path("runs")), source, probes("loss"), CPU, CACHE)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_other_weights_have_another_folder(tmp_path, name):
+    found = set()
+    for content in ("one", "two"):
+        (tmp_path / name).write_text(content)
+        found.add(module._content(tmp_path, str(tmp_path), None))
+    assert len(found) == 2
 
 
 def test_a_damaged_measurement_is_named(run):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 EXPERIMENT = "experiments/micro_theta.yaml"
-PROBES = ("--probe", "loss_past_window: {factors: [2]}", "--probe", "induction: {num_strings: 8}")
+PROBES = ("--probe", "loss_past_window", "--probe", "induction")
 
 
 @pytest.mark.slow
@@ -17,7 +18,7 @@ def test_an_experiment_is_measured_judged_and_reported(project, cli):
     assert done.returncode == 0, done.stderr
     assert "[1/9] control seed 0: loss_past_window on own" in done.stdout
     table = done.stdout.partition("as the verdicts are made: ")[2]
-    assert table.startswith("4 metrics of 1 variants are one family")
+    assert table.startswith("5 metrics of 1 variants are one family")
     for metric in ("own/loss_past_window/1x", "own/loss_past_window/2x", "own/induction_loss"):
         assert metric in table
     once = cli("evaluate", EXPERIMENT, *PROBES)
@@ -38,7 +39,11 @@ def test_an_experiment_is_measured_judged_and_reported(project, cli):
     assert said.returncode == 0, said.stderr
     values = json.loads(said.stdout)[EXPERIMENT]
     assert len(values) == 9
-    assert set(values["control seed 0"]) == {f"probe/notes.txt/{m}" for m in ("loss", "bits_per_byte", "loss_se")}
+    named = {re.sub("-[0-9a-f]{6}/", "-CONTENT/", key) for key in values["control seed 0"]}
+    assert named == {f"probe/notes.txt-CONTENT/{name}" for name in ("loss", "bits_per_byte", "loss_se")}
+
+    other = cli("evaluate", EXPERIMENT, "--probe", "induction: {num_strings: 8}", "--json")
+    assert re.search(r'"probe/own-s[0-9a-f]{4}/induction_loss"', other.stdout), other.stderr
 
     run = next((project / "runs").glob("*/final")).parent
     for what in (run.name, str(run)):
@@ -57,6 +62,7 @@ def test_an_experiment_is_measured_judged_and_reported(project, cli):
         ((EXPERIMENT, "--probe", "los"), "did you mean 'loss'"),
         ((EXPERIMENT, "--probe", "induction: {num: 3}"), "unknown key 'num'"),
         ((EXPERIMENT, "--probe", "induction: 3"), "--probe"),
+        ((EXPERIMENT, "--on", "packges"), "did you mean 'packages'"),
         (("nowhere.gguf",), "'nowhere.gguf', which is not there"),
         (("org/name",), "--revision: received 'none'; allowed: the 40 hex digits of a commit"),
         (("nowhere",), "an experiment's YAML, a run, a folder of weights"),
