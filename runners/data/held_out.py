@@ -14,7 +14,7 @@ from filelock import FileLock
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
 from runners.data.config import PIPELINE_VERSION, DataError, FilesSource, Source, file_sha256
-from runners.data.shards import write_split
+from runners.data.shards import dtype_of, write_manifest, write_split
 from runners.data.sources import Documents
 from runners.data.tokenizer import TextTokenizer
 
@@ -54,23 +54,13 @@ def _build(
 ) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
         documents = Documents(source, cache)
-        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        dtype = dtype_of(tokenizer)
         tokenizer.save(partial / "tokenizer.json")
         split = write_split(documents, "validation", tokenizer, dtype, partial, say)
         (partial / "train.bin").write_bytes(np.asarray([tokenizer.end_id], dtype).tobytes())  # a corpus has both
-        digests = {name: file_sha256(partial / name) for name in sorted(file.name for file in partial.iterdir())}
-        content = json.dumps([identity, digests], sort_keys=True)
-        manifest = {
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-            "identity": identity,
-            "dtype": dtype.str,
-            "vocab_size": tokenizer.vocab_size,
-            "end_id": tokenizer.end_id,
-            "splits": {"validation": split, "train": {"tokens": 1, "bytes": 0}},
-            "sha256": digests,
-            "files": documents.files,
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_manifest(
+            partial, identity, tokenizer, {"validation": split, "train": {"tokens": 1, "bytes": 0}}, documents
+        )
     say(f"tokenized {split['tokens']:,} tokens in {split['documents']:,} documents")
 
 

@@ -114,28 +114,43 @@ def _build(
         if vocab_size is not None and tokenizer.vocab_size > vocab_size:
             raise ConfigError([too_large(tokenizer.vocab_size, vocab_size)])
         tokenizer.save(partial / "tokenizer.json")
-        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        dtype = dtype_of(tokenizer)
         held = write_split(documents, "validation", tokenizer, dtype, partial, say)
         passages = np.unique(passage_hashes(np.fromfile(partial / "validation.bin", dtype))) if config.dedupe else None
         train = write_split(documents, "train", tokenizer, dtype, partial, say, without=passages)
-        files = sorted(file.name for file in partial.iterdir())
-        digests = {name: file_sha256(partial / name) for name in files}
-        content = json.dumps([identity, digests], sort_keys=True)
-        manifest = {
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-            "identity": identity,
-            "dtype": dtype.str,
-            "vocab_size": tokenizer.vocab_size,
-            "end_id": tokenizer.end_id,
-            "splits": {"validation": held, "train": train},
-            "sha256": digests,
-            "files": documents.files,
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_manifest(partial, identity, tokenizer, {"validation": held, "train": train}, documents)
     say(
         f"built {folder.name}: {train['tokens']:,} training tokens in {train['documents']:,} documents, "
         f"{held['tokens']:,} for validation"
     )
+
+
+def write_manifest(
+    folder: Path,
+    identity: dict[str, Any],
+    tokenizer: TextTokenizer,
+    splits: dict[str, dict[str, Any]],
+    documents: Documents,
+) -> None:
+    """Write manifest.json last: what the other files of ``folder`` are, and a fingerprint of all."""
+    digests = {name: file_sha256(folder / name) for name in sorted(file.name for file in folder.iterdir())}
+    content = json.dumps([identity, digests], sort_keys=True)
+    manifest = {
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "identity": identity,
+        "dtype": dtype_of(tokenizer).str,
+        "vocab_size": tokenizer.vocab_size,
+        "end_id": tokenizer.end_id,
+        "splits": splits,
+        "sha256": digests,
+        "files": documents.files,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def dtype_of(tokenizer: TextTokenizer) -> np.dtype[Any]:
+    """In which a tokenizer's ids are kept."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
 def write_split(
