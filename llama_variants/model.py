@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 from transformers import DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from llama_variants.blocks.masks import Mask, by_element, documents_of, extent, visible
+from llama_variants.blocks.masks import Mask, by_element, documents_of, extent, packed, visible
 from llama_variants.config import ModelConfig
 from llama_variants.pretrained import CACHE, PreTrainedLlama, check_known
 from llama_variants.registry import EMBEDDING, HEAD, NORM, RESIDUAL, ROTARY
@@ -37,6 +37,9 @@ class LlamaModel(PreTrainedLlama):
     gradient_checkpointing = False  # transformers sets it, and _gradient_checkpointing_func
     residual_stream: torch.dtype | None = None
     """Type of the residual stream under autocast; that of the embedding when None."""
+    document_end: int | None = None
+    """Token id that ends a document. Where it is set, the documents of a row do not see each other, and positions start
+    again behind it, unless ``position_ids`` are given or there is a cache."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -87,7 +90,10 @@ class LlamaModel(PreTrainedLlama):
             cache = None  # a layer that is computed twice would enter its keys twice
         elif cache is None and self._keeps_cache(use_cache, position_ids, attention_mask):
             cache = DynamicCache(config=self.config)
-        position_ids, mask_for = _seen(x, attention_mask, position_ids, cache)
+        documents = None
+        if self.document_end is not None and input_ids is not None and position_ids is None and cache is None:
+            position_ids, documents = packed(input_ids, self.document_end)
+        position_ids, mask_for = _seen(x, attention_mask, position_ids, cache, documents)
         eager = self.config._attn_implementation == "eager"
         attentions: list[Tensor] | None = [] if self.asked("output_attentions", output_attentions) else None
         if attentions is not None and not eager:
@@ -145,11 +151,16 @@ def _rotary(config: ModelConfig) -> nn.Module:
 
 
 def _seen(
-    x: Float[Tensor, "b t d"], attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any
+    x: Float[Tensor, "b t d"],
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: Any,
+    documents: Tensor | None,
 ) -> tuple[Int[Tensor, "#b t"], Callable[[int | None, bool], Mask | None]]:
     """The tokens' positions, and which keys each of them sees, as a function of a layer's window.
 
-    The function's second argument says whether the layer takes a BlockMask.
+    The function's second argument says whether the layer takes a BlockMask. ``documents``: the number of each token's,
+    (b, t); when None, as positions tell.
     """
     time = x.shape[1]
     past, total = extent(time, cache)
@@ -161,7 +172,8 @@ def _seen(
         given = partial(_windowed, mask, time, past, total)
         return counted if position_ids is None else position_ids, given
     padding = _padding(attention_mask, time, total, fixed=bool(getattr(cache, "is_compileable", False)))
-    documents = None if position_ids is None or time == 1 else _documents(position_ids, padding, cache)
+    if documents is None and position_ids is not None and time > 1:
+        documents = _documents(position_ids, padding, cache)
 
     def seen(window: int | None, by_block: bool) -> Mask | None:
         return visible(time, past, window, padding, x.device, total=total, documents=documents, by_block=by_block)

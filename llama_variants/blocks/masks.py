@@ -39,7 +39,7 @@ def visible(
         device: where the mask is made.
         total: s, where the cache is of a fixed size; past + t when None.
         documents: the number of each position's document, where a row holds several; only without a cache.
-        by_block: whether a window alone, without cache and padding, may be a BlockMask.
+        by_block: whether a window and documents, without cache and padding, may be a BlockMask.
     """
     grows = not isinstance(past, Tensor) and total in (None, past + time)
     if total is None:
@@ -49,7 +49,9 @@ def visible(
         window = None
     if padding is None and window is None and documents is None and grows and (time == 1 or past == 0):
         return None
-    if by_block and padding is None and documents is None and grows and past == 0:
+    if by_block and padding is None and grows and past == 0:
+        if documents is not None:
+            return document_blocks(documents, window)
         assert window is not None  # without one nothing is left to mask
         return window_blocks(window, time, device)
     key = torch.arange(total, device=device)
@@ -85,11 +87,33 @@ def window_blocks(window: int, time: int, device: torch.device) -> BlockMask:
         )
 
 
+def document_blocks(documents: Int[Tensor, "b t"], window: int | None) -> BlockMask:
+    """The keys of each query's own document, of them the newest ``window``, by blocks of 128.
+
+    Args:
+        documents: the number of each position's document.
+        window: how many keys a query sees; all of its document's when None.
+    """
+    batch, time = documents.shape
+    window = time if window is None else window
+    return create_block_mask(
+        lambda row, _head, query, key: (
+            (key <= query) & (key > query - window) & (documents[row, query] == documents[row, key])
+        ),
+        batch,
+        None,
+        time,
+        time,
+        device=documents.device,
+    )
+
+
 def by_element(mask: Mask | None) -> Tensor | None:
     """``mask`` as a tensor (…, t, s), for attention that is not compiled."""
     if not isinstance(mask, BlockMask):
         return mask
-    return create_mask(mask.mask_mod, None, None, *mask.seq_lengths, device=mask.kv_indices.device)
+    batch = mask.kv_indices.shape[0]
+    return create_mask(mask.mask_mod, batch, None, *mask.seq_lengths, device=mask.kv_indices.device)
 
 
 def extent(time: int, cache: Any, layer_idx: int = 0) -> tuple[int | Tensor, int]:
@@ -104,6 +128,16 @@ def extent(time: int, cache: Any, layer_idx: int = 0) -> tuple[int | Tensor, int
         raise ValueError("the cache drops old keys; use DynamicCache() or StaticCache(config=model.config, …)")
     past = cache.get_seq_length(layer_idx)
     return past.clone() if isinstance(past, Tensor) else past, total  # which the cache counts up in place
+
+
+def packed(input_ids: Int[Tensor, "b t"], end_id: int) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Each token's position in its document, and the number of its document in the row, both from 0.
+
+    ``end_id`` is the last token of a document.
+    """
+    first = F.pad(input_ids[:, :-1] == end_id, (1, 0))  # of a document, but for the row's first
+    index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    return index - torch.where(first, index, 0).cummax(dim=1).values, first.cumsum(dim=1)
 
 
 def documents_of(

@@ -21,7 +21,7 @@ from runners.planning.components import OPTIMIZER
 from runners.planning.recipe import Recipe
 from runners.training import memory
 from runners.training.compile import attention_kernels, compile_model
-from runners.training.determinism import autocast, make_deterministic, set_residual_stream
+from runners.training.determinism import autocast, make_deterministic, set_as_trained
 from runners.training.gradients import gradients, update
 from runners.training.optimizers.adamw import AdamW
 from runners.training.parallel import World
@@ -50,7 +50,7 @@ def ours(recipe: Recipe, device: torch.device, micro_batch: int, compiled: bool 
     make_deterministic(recipe.train.deterministic)
     memory.keep_freed(device)
     model = build_model(recipe.model, seed=0, device=device).train()
-    set_residual_stream(model, recipe.train)
+    set_as_trained(model, recipe.train, end_id=0)
     if compiled:
         compile_model(model)
     optimizer = OPTIMIZER[recipe.train.optimizer.type](recipe.train.optimizer, model)

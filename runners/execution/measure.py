@@ -24,6 +24,7 @@ from runners.planning.recipe import Recipe
 from runners.runs.evaluations import Evaluations, Measurement
 from runners.runs.folder import RunFolder
 from runners.runs.machine import device_name
+from runners.training.determinism import set_as_trained
 
 LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """What the logits of the windows that go through the model at a time may take, by kind of device."""
@@ -165,6 +166,7 @@ def measure(
                     model.eval()
                     if (ids := corpus.manifest["vocab_size"]) > model.config.vocab_size:
                         raise ConfigError([too_large(ids, model.config.vocab_size)])
+                set_as_trained(model, recipe.train, corpus.manifest["end_id"])
                 say(f"{name} on {text.name}")
                 subject = Subject(model, recipe, corpus, _rows(recipe, device))
                 measured = PROBE[name](settings)(subject)
@@ -197,6 +199,7 @@ def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig)
         "precision": recipe.train.precision,
         "probe": {"type": probe, **settings.identity()},
         "version": PROBE.version(probe),
+        **({"mask_documents": True} if recipe.train.mask_documents else {}),
     }
 
 

@@ -52,6 +52,8 @@ class TrainConfig(StrictModel):
     deterministic: bool  # equal bits from every run on one kind of device, at a price in speed
     # Type of the residual stream: what the embedding gives, and what layers add to. Norms compute in float32 anyway.
     residual_stream: Annotated[Literal["float32", "bfloat16"], Neutral("float32")] = "float32"
+    # A token sees its own document alone, and positions start again with each; else all that a window holds is seen.
+    mask_documents: Annotated[bool, Neutral(False)] = False
     # Each initial value times 1 + u of this, u uniform in [-1, 1]: a twin of the run, which only rounding sets apart.
     init_perturbation: Annotated[float, Field(ge=0, le=1e-3), Neutral(0.0)] = 0.0
     # Initial values, or batches, of the run's seed plus this: what shares one of the two with another run, not both.

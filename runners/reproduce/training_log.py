@@ -23,7 +23,7 @@ from runners.data.token_bytes import token_bytes
 from runners.planning.recipe import run_key
 from runners.runs.folder import RunFolder
 from runners.training.compile import attention_kernels
-from runners.training.determinism import set_residual_stream
+from runners.training.determinism import set_as_trained
 from runners.training.loss import evaluate
 
 _STEP = re.compile(r"^\S+ \S+ - Step (\d+), Loss: ([^,\s]+), LR: ([^,\s]+)")
@@ -232,7 +232,7 @@ def _by_domain(run: RunFolder, corpus: Corpus, device: torch.device) -> list[str
     split = corpus.validation
     model: Any = load_pretrained(run.final)
     model.to(device)
-    set_residual_stream(model, recipe.train)
+    set_as_trained(model, recipe.train, corpus.manifest["end_id"])
     micro_batch = int(run.rows()[0][-1]["metrics"]["memory/micro_batch"])
     windows = split.windows(count, seq_len)
     with attention_kernels(device, recipe.train.deterministic):  # as when it was trained

@@ -21,9 +21,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def set_residual_stream(model: LlamaForCausalLM, config: TrainConfig) -> None:
-    """Have ``model`` carry its residual stream in the type that the recipe names; weights stay in float32."""
+def set_as_trained(model: LlamaForCausalLM, config: TrainConfig, end_id: int) -> None:
+    """Have ``model`` compute as the recipe trains it: the type of its residual stream, and what a document sees.
+
+    ``end_id`` is the token that ends a document. Weights stay in float32.
+    """
     model.model.residual_stream = None if config.residual_stream == "float32" else torch.bfloat16
+    model.model.document_end = end_id if config.mask_documents else None
 
 
 def make_deterministic(enabled: bool) -> None:

@@ -9,7 +9,7 @@ from runners.runs.checkpoint import Checkpoint
 from runners.training import gates, memory
 from runners.training.autotune import settle
 from runners.training.compile import wants_compile
-from runners.training.determinism import make_deterministic, set_residual_stream
+from runners.training.determinism import make_deterministic, set_as_trained
 from runners.training.state import Progress, Training, batch_id
 
 
@@ -29,7 +29,7 @@ def start(training: Training, checkpoint: Checkpoint | None, micro_batch: int | 
     seed = training.seed + config.init_seed_shift
     training.model = model = build_model(recipe.model, seed=seed, device=device)
     perturb(model, config.init_perturbation, seed)
-    set_residual_stream(model, config)
+    set_as_trained(model, config, training.corpus.manifest["end_id"])
     training.optimizer = OPTIMIZER[config.optimizer.type](config.optimizer, model)
     training.progress = progress = Progress.of(checkpoint.state if checkpoint else None, config)
     if checkpoint:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
-from llama_variants.blocks.masks import visible, window_blocks
+from llama_variants.blocks.masks import document_blocks, visible, window_blocks
 from llama_variants.pretrained import CACHE
 from tests.llama_variants.models import TINY, ids
 from tests.llama_variants.subjects import left_padded, make
@@ -132,11 +132,26 @@ def window_by_block(model: PreTrainedModel) -> Iterator[Pair]:
         yield layer(x, rotation, blocks), want
 
 
+def documents_by_block(model: PreTrainedModel) -> Iterator[Pair]:
+    """As above, for rows of several documents, which end elsewhere in each batch: compiled once for all of them."""
+    layer, time, window = model.model.layers[0].double(), 300, 100
+    rotation = layer.self_attn.rotary.rotation(torch.arange(time)[None])
+    call, generator = compiled(layer), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for first in range(3):
+            x = torch.randn(2, time, TINY.hidden_size, dtype=torch.float64, generator=generator)
+            documents = (torch.rand(2, time, generator=generator) < 0.02).cumsum(dim=1)
+            want = layer(x, rotation, visible(time, 0, window, None, x.device, documents=documents))
+            with torch._dynamo.config.patch(error_on_recompile=first > 0):
+                yield call(x, rotation, document_blocks(documents, window)), want
+
+
 CASES = {
     case.__name__: case
     for case in (
         *(plain, padded, padded_with_positions, trained, packed, static_cache, exported, traced, replaced_projection),
         window_by_block,
+        documents_by_block,
     )
 }
 

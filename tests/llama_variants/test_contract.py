@@ -290,6 +290,19 @@ def test_documents_in_a_row_do_not_see_each_other(model):
     assert near(model(tokens, position_ids=PACKED, use_cache=False).logits, alone(model, tokens))
 
 
+def test_documents_are_found_by_the_token_that_ends_them(ours):
+    """As by their positions, but for a cache, which keeps no documents apart."""
+    tokens = ids(TINY).clamp(min=1)
+    tokens[0, [6, 12]] = tokens[1, [3, 8]] = 0
+    tokens[:, -1] = 0  # the last token may end a document, too
+    cached = ours(tokens, use_cache=True).logits
+    ours.model.document_end = 0
+    got = ours(tokens, use_cache=False).logits
+    assert torch.equal(got, ours(tokens, position_ids=PACKED, use_cache=False).logits)
+    assert torch.equal(got, ours(tokens, labels=tokens).logits)
+    assert torch.equal(cached, ours(tokens, use_cache=True).logits)
+
+
 @pytest.mark.parametrize("padding", [0, 2])
 def test_documents_are_told_apart_with_a_mask_too(ours, padding):
     """Stock lets them see each other as soon as there is a mask; here the same positions mean the same."""

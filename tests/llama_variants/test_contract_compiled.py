@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.llama_variants.compiled import CASES
 from tests.llama_variants.subjects import OURS
 
-FEW = ["padded-variant", "packed-variant", "traced-variant", "window_by_block-windows"]
+FEW = ["padded-variant", "packed-variant", "traced-variant", "window_by_block-windows", "documents_by_block-windows"]
 
 
 def check(cases: list[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask
 
-from llama_variants.blocks.masks import by_element, visible
+from llama_variants.blocks.masks import by_element, documents_of, packed, visible
 
 
 @given(st.integers(1, 700), st.integers(2, 700))
@@ -31,6 +31,33 @@ def test_a_window_by_block_is_the_window_by_element(window, time):
     full = BlockMask.from_kv_blocks(mask.full_kv_num_blocks, mask.full_kv_indices, seq_lengths=(time, time))
     assert torch.equal(mask.to_dense()[0, 0].bool(), entered)
     assert torch.equal(full.to_dense()[0, 0].bool(), whole)
+
+
+ROWS = st.integers(1, 300).flatmap(
+    lambda time: st.lists(st.lists(st.integers(0, 9), min_size=time, max_size=time), min_size=1, max_size=3)
+)
+
+
+@given(ROWS, st.none() | st.integers(1, 300))
+@settings(max_examples=50, deadline=None)
+def test_documents_by_block_are_those_by_element(rows, window):
+    """And as somebody would write it who walks along the row."""
+    tokens = torch.tensor(rows)
+    batch, time = tokens.shape
+    positions, documents = packed(tokens, 0)
+    mask = torch.zeros(batch, 1, time, time, dtype=torch.bool)
+    for row in range(batch):
+        start = 0
+        for query in range(time):
+            mask[row, 0, query, max(start, query + 1 - (window or time)) : query + 1] = True
+            assert positions[row, query] == query - start
+            start = query + 1 if tokens[row, query] == 0 else start
+    assert torch.equal(documents, documents_of(positions, None))
+    given = {"past": 0, "window": window, "padding": None, "documents": documents, "device": torch.device("cpu")}
+    assert torch.equal(visible(time, **given), mask)
+    blocks = visible(time, **given, by_block=True)
+    assert isinstance(blocks, BlockMask)
+    assert torch.equal(by_element(blocks), mask)
 
 
 @pytest.mark.parametrize("given", [{"padding": torch.ones(1, 9, dtype=torch.bool)}, {"past": 3, "total": 12}])

@@ -12,6 +12,8 @@ from tests.null_gpu.cases import BATCH, EVALUATES, Case
 MOST_LAUNCHES = {False: (30, 90, 150), True: (60, 60, 60)}
 """By whether it is compiled: for a step, for each of its micro-batches, and for each layer of each micro-batch. For two
 layers that is 420 and 240; the control has 289 and 153 (`make test-null-gpu ARGS="-k control"`)."""
+DOCUMENT_LAUNCHES = 100
+"""More for each micro-batch whose documents are kept apart by blocks: which blocks, is found anew for each."""
 PEAK_SHARE = 0.05
 """How far the peak of steps and evaluations may lie from that of the attempts before the first step."""
 EVALUATION_READS = 3  # the logged read, the losses of the windows, and no more
@@ -69,6 +71,7 @@ def compiled_late(answer: Answer) -> int:
 def most_launches(case: Case, answer: Answer, layers: int) -> int:
     """The bound for a step."""
     step, part, layer = MOST_LAUNCHES[case.compiled]
+    part += DOCUMENT_LAUNCHES if case.train.get("mask_documents") else 0
     return step + -(-BATCH // answer["micro_batch"]) * (part + layers * layer)
 
 

@@ -75,6 +75,13 @@ def test_window(check: Check, compiled: bool, change: dict[str, Any]) -> None:
 
 
 @MODES
+@pytest.mark.parametrize("model", [{}, WINDOW], ids=["control", "window"])
+def test_documents(check: Check, compiled: bool, model: dict[str, Any]) -> None:
+    """Documents end elsewhere in each batch, which is no reason to wait or to compile again."""
+    check(Case(model=model, train={"mask_documents": True}, compiled=compiled))
+
+
+@MODES
 def test_micro_batches_of_four(check: Check, compiled: bool) -> None:
     assert check(Case(micro_batch=4, compiled=compiled))["micro_batch"] == 4
 

@@ -90,6 +90,6 @@ def test_the_base_fits_its_task(tmp_path):
     assert recipe.train.seq_len == recipe.data.source.task.length + 1
     other = tmp_path / "base/recall.yaml"
     other.parent.mkdir()
-    other.write_text(file.read_text().replace("num_queries: 24", "num_queries: 20"))
-    with pytest.raises(ConfigError, match="seq_len: received 65; allowed: 57: a document of the task and the token"):
+    other.write_text(file.read_text().replace("num_queries: 12", "num_queries: 10"))
+    with pytest.raises(ConfigError, match="seq_len: received 33; allowed: 29: a document of the task and the token"):
         load_base(other)

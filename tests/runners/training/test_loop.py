@@ -25,7 +25,7 @@ from runners.training.determinism import make_deterministic
 from runners.training.loss import evaluate
 from tests.llama_variants.models import stock
 from tests.runners.children import new_run
-from tests.runners.helpers import trained_rows
+from tests.runners.helpers import changed, trained_rows
 
 SEED = 5
 CPU = torch.device("cpu")
@@ -37,9 +37,33 @@ def trained(recipe: Recipe, folder: str = "run", **options) -> list[dict]:
     return trained_rows(recipe, SEED, corpus, RunFolder(Path("runs"), folder), **options)
 
 
-def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
+def in_pieces(folder: Path, words: int) -> None:
+    """Each text of a folder as several, so that a window holds more than one."""
+    for file in sorted(folder.iterdir()):
+        text = file.read_text().split()
+        file.unlink()
+        for start in range(0, len(text), words):
+            (folder / f"{file.stem}-{start:03}.txt").write_text(" ".join(text[start : start + words]))
+
+
+def places(batch: torch.Tensor, end_id: int) -> torch.Tensor:
+    """Each token's place in its document."""
+    rows = []
+    for row in batch.tolist():
+        rows.append([0])
+        for token in row[:-1]:
+            rows[-1].append(0 if token == end_id else rows[-1][-1] + 1)
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_losses_are_those_of_a_plain_loop_around_transformers(recipe, masked):
     """Same initial values and batches; the schedule, the clipping and the decay groups written out once more."""
+    if masked:  # transformers keeps documents apart by positions that start again
+        in_pieces(Path("text"), words=7)
+        recipe = replace(recipe, train=changed(recipe.train, mask_documents=True))
     corpus, config = prepare(recipe.data, Path("cache")), recipe.train
+    end_id = corpus.manifest["end_id"]
     model = stock(recipe.model).train()
     model.load_state_dict(build_model(recipe.model, seed=SEED).state_dict())
     decayed = [p for name, p in model.named_parameters() if "norm" not in name]
@@ -52,7 +76,9 @@ def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
         batch = torch.from_numpy(corpus.train.batch(step, seed=SEED, batch_size=4, seq_len=32))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = model(batch, labels=batch).loss
+        positions = places(batch, end_id) if masked else None
+        assert not masked or (positions[:, 1:] == 0).any()
+        loss = model(batch, position_ids=positions, labels=batch, use_cache=False).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -65,8 +91,12 @@ def test_losses_are_those_of_a_plain_loop_around_transformers(recipe):
     assert [row["train/grad_norm"] for row in rows] == pytest.approx([norm for _, norm in expected], rel=1e-2)
 
     windows = corpus.validation.windows(recipe.eval.num_windows, config.seq_len)
-    result = evaluate(model, windows, batch_size=3, precision="float32")
-    assert rows[-1]["final/val_loss"] == pytest.approx(result.loss_nats, abs=1e-4)
+    tokens = torch.from_numpy(windows)
+    with torch.no_grad():
+        result = model(
+            tokens, position_ids=places(tokens, end_id) if masked else None, labels=tokens, use_cache=False
+        ).loss.item()
+    assert rows[-1]["final/val_loss"] == pytest.approx(result, abs=1e-4)
     assert rows[-1]["final/train_loss"] == pytest.approx(sum(loss for loss, _ in expected[-3:]) / 3, abs=1e-4)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_variants import build_model
-from runners.training.determinism import autocast, set_residual_stream
+from runners.training.determinism import autocast, set_as_trained
 from tests.llama_variants.models import EVERY_MODEL, TINY, ids
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def train_config(recipe, stream: str):
 @pytest.mark.parametrize("stream", ["float32", "bfloat16"])
 def test_every_layer_gives_on_the_stream_as_declared(recipe, name, stream):
     model = build_model(MODELS[name], seed=1)
-    set_residual_stream(model, train_config(recipe, stream))
+    set_as_trained(model, train_config(recipe, stream), end_id=0)
     seen: list[torch.dtype] = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
@@ -50,7 +50,7 @@ def test_the_error_of_the_stream_is_that_of_its_roundings(recipe):
 
     def error(stream: str) -> float:
         model = build_model(config, seed=2)
-        set_residual_stream(model, train_config(recipe, stream))
+        set_as_trained(model, train_config(recipe, stream), end_id=0)
         with torch.no_grad(), autocast(CPU, "bfloat16"):
             out: Tensor = model.model(tokens).last_hidden_state
         return float((out.double() - exact).norm() / exact.norm())
