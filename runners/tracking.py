@@ -57,7 +57,7 @@ class _Copy:
             ended=info.end_time or 0,
             tags=dict(run.data.tags),
             whole=schema.PARAM_DATA in run.data.params,
-            measured={key: value for key, value in run.data.metrics.items() if key.startswith(schema.PROBE_PREFIX)},
+            measured={key: value for key, value in run.data.metrics.items() if key.startswith(schema.MEASURED)},
         )
 
     def carries(self, tags: Mapping[str, str]) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.report import page as reports
@@ -14,6 +16,7 @@ from analysis.report import results
 from analysis.report.decode import Decode
 from analysis.report.sections import Stage
 from analysis.stats.compare import VERDICTS, compare
+from analysis.stats.secondary import ItemValues
 from analysis.stats.solved import CURVE, has_task
 from analysis.store import load
 from analysis.store.schema import Design
@@ -23,6 +26,7 @@ from runners.execution.mirrors import Mirrors
 from runners.planning.lookup import PROJECT
 from runners.planning.plan import Plan
 from runners.runs import ledger
+from runners.runs.evaluations import Evaluations
 from runners.runs.folder import RunFolder
 
 
@@ -159,7 +163,21 @@ def stored(stage: Plan, mirrors: Mirrors) -> tuple[Design, pd.DataFrame]:
 def _mirrored(stage: Plan, mirrors: Mirrors) -> Stage:
     design, runs = _from_store(stage, mirrors)
     metrics = ("train/loss", "val/loss", *([CURVE] if has_task(runs) else []))
-    return Stage(design=design, runs=runs, curves=load.load_curves(runs, metrics, tracking_uri=mirrors.uri))
+    curves = load.load_curves(runs, metrics, tracking_uri=mirrors.uri)
+    return Stage(design=design, runs=runs, curves=curves, items=item_values(stage, mirrors.root))
+
+
+def item_values(stage: Plan, root: Path) -> ItemValues:
+    """What probes and tasks gave on each window or item, by run; the store has no room for it, the run folders have.
+
+    A measurement that cannot be read has none: that it was not mirrored is said where that is tried.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for run in stage.runs():
+        with suppress(ConfigError):
+            for one in Evaluations(RunFolder(root, run.key).evaluations).all():
+                found.setdefault(run.key, {}).update({key: np.asarray(kept) for key, kept in one.by_item().items()})
+    return found
 
 
 def _from_store(stage: Plan, mirrors: Mirrors) -> tuple[Design, pd.DataFrame]:

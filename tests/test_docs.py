@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llama_variants.errors import check
+from runners.cli import make_parser
 from runners.data import DataConfig
 from runners.planning import strict_yaml
 from tests.conftest import ROOT
@@ -99,6 +101,14 @@ def test_overlap_names_its_passages_before_the_first_run_and_dedupe_helps(newcom
     built = runners(newcomer, "data", "build", "mine")
     assert built.returncode == 0, built.stderr
     assert "with passages of validation" in built.stdout
+
+
+def test_every_command_of_the_page_on_evaluation_is_one_that_the_program_takes():
+    text = (ROOT / "docs/evaluate.md").read_text()
+    commands = re.findall(r"^\.venv/bin/python -m runners (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 12
+    for command in commands:
+        make_parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_readme_names_every_page():

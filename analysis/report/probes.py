@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.report.cells import Row, difference, number, p_value, rows_of
+from analysis.report.cells import Row, difference, known, number, p_value, rows_of
 from analysis.report.figures import Drawing, arm_styles, legend
 from analysis.report.render import Table
 from analysis.stats.secondary import probe_metrics
@@ -29,20 +29,27 @@ _AXES = {
 def explained(table: pd.DataFrame, design: Design) -> str:
     """How the comparisons of :func:`analysis.stats.secondary.secondary` are to be read, in a sentence."""
     metrics, variants = table["metric"].nunique(), sum(arm.role == "variant" for arm in design.arms)
+    error = (
+        " The evaluation SE is the difference's own on the same windows or items, mean over blocks: it is of the "
+        "choice of text, where the interval is of seeds."
+    )
     return (
         f"Differences from the control in what probes measured, as the verdicts are made: {metrics} metrics of "
         f"{variants} variants are one family, whose intervals hold together at {100 * (1 - design.alpha):.0f} %."
+        f"{error if table['eval_se'].notna().any() else ''}"
     )
 
 
 def probe_table(table: pd.DataFrame, design: Design) -> Table:
     """The rows of :func:`analysis.stats.secondary.secondary`, the control's mean first in each metric."""
-    titles = ("metric", "arm", "n", "mean", "delta [interval]", "p (adj.)", "verdict", "note")
-    rows = [_cells(row) for row in rows_of(table)]
+    paired = bool(table["eval_se"].notna().any())
+    error = ("evaluation SE",) if paired else ()
+    titles = ("metric", "arm", "n", "mean", "delta [interval]", *error, "p (adj.)", "verdict", "note")
+    rows = [_cells(row, paired) for row in rows_of(table)]
     return Table(titles, rows)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, paired: bool) -> tuple[str, ...]:
     control = row["role"] == "control"
     unit = difference_unit(row["metric"])
     return (
@@ -51,6 +58,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row["n"]),
         f"{number(row['mean'])} {unit}".strip(),
         "" if control else difference(row),
+        *([number(row["eval_se"]) if known(row["eval_se"]) else ""] if paired else []),
         p_value(row["p_adj"]),
         row["verdict"],
         row["note"],

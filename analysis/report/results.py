@@ -15,12 +15,12 @@ import pandas as pd
 from analysis.report.cells import cells, count, known, markdown_table, number, rows_of, titles
 from analysis.stats.compare import compare
 from analysis.store.load import RUN_COLUMNS, require
-from analysis.store.schema import PROBE_PREFIX, Design
+from analysis.store.schema import MEASURED, Design
 from analysis.store.stratum import Stratum
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _TIMES = ("started", "ended")
-_MEASURED = ("final/", PROBE_PREFIX)
+_MEASURED = ("final/", *MEASURED)
 _UNPAIRED = 3  # the column after the difference: what its interval would be without shared seeds
 
 

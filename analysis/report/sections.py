@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +34,7 @@ from analysis.report.probes import drawn, explained, probe_table
 from analysis.report.render import Code, Items, Part, Picture, Section, Table
 from analysis.report.statistics import WORDS, statistics
 from analysis.stats.compare import compare, decided
-from analysis.stats.secondary import secondary
+from analysis.stats.secondary import ItemValues, secondary
 from analysis.stats.solved import SOLVED, has_task, solved
 from analysis.stats.worth import Scaling
 from analysis.store.schema import Arm, Design, difference_unit
@@ -65,6 +65,7 @@ class Stage:
     runs: pd.DataFrame  # of analysis.load.load_runs
     curves: pd.DataFrame  # of analysis.load.load_curves, holding "val/loss"
     decode: Decode | None = None  # where the bench measured it on this base and device
+    items: ItemValues = field(default_factory=dict)  # what probes and tasks gave on each window or item
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -75,7 +76,7 @@ class Stage:
     @cached_property
     def probes(self) -> pd.DataFrame:
         """What probes measured after the runs were done: the frame of :func:`analysis.stats.secondary.secondary`."""
-        return secondary(self.runs, self.design)
+        return secondary(self.runs, self.design, items=self.items)
 
     @cached_property
     def scaling(self) -> Scaling | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.store.schema import Arm, Design
+from analysis.store.schema import Arm, Design, counts_items
 from analysis.store.stratum import Stratum, facets
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, floa
     Whether its runs are all there is another question: :func:`complete` answers it look by look.
     """
     both = [control] if sample is control else [control, sample]
-    if faults := _faults(both):
+    if faults := _faults(both, design):
         return "invalid", "; ".join(faults), math.nan
     if sample is control:
         return None
@@ -186,6 +186,8 @@ def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, floa
         if twin and apart.any() and np.abs(apart).max() <= RESOLUTION * np.abs(sample.values).max():
             return "as expected", "its losses are the control's, as far as float32 shows them", delta
         if len(apart) > 1 and _one(apart, sample.values):
+            if counts_items(design.metric):
+                return "undecided", "the same difference in every block: too few items to see how seeds differ", delta
             return "invalid", f"differs from the control by {delta:.3g} in every block: the change did nothing", delta
     return None
 
@@ -237,10 +239,11 @@ def _evaluation_errors(runs: pd.DataFrame, metric: str) -> np.ndarray:
     return np.asarray(error * runs[metric] / loss, float)
 
 
-def _faults(samples: Sequence[Sample]) -> list[str]:
+def _faults(samples: Sequence[Sample], design: Design) -> list[str]:
     """Why the runs of these arms mean nothing beside each other."""
     faults = [f"{s.arm.name} {fault}" for s in samples for fault in s.invalid.values()]
-    faults += [f"{s.arm.name}: all seeds gave the same loss" for s in samples if s.n > 1 and _one(s.values, s.values)]
+    same = [] if counts_items(design.metric) else [s for s in samples if s.n > 1 and _one(s.values, s.values)]
+    faults += [f"{s.arm.name}: all seeds gave the same loss" for s in same]
     faults += _strata(samples)
     return faults + _mixed("runs on different data", samples, [s.data for s in samples])
 

@@ -26,7 +26,7 @@ RUN_COLUMNS = (
 CURVE_COLUMNS = ("run_key", "arm", "seed", "metric", "step", "tokens", "value")
 FINAL_METRICS = tuple(key for key in schema.METRICS if key.startswith("final/") and not key.endswith("*"))
 
-_KEPT = ("final/", schema.PROBE_PREFIX)
+_KEPT = ("final/", *schema.MEASURED)
 _PAGE = 1000
 _REQUESTS_AT_ONCE = 8  # a server's round trips overlap; a local database neither gains nor loses
 _STORED_INFINITY = 1.797e308  # MLflow stores infinities as the largest float64
@@ -67,12 +67,12 @@ def load_runs(design: Design, tracking_uri: str | None = None) -> pd.DataFrame:
     the newest attempt counts, whatever became of it.
 
     Returns:
-        A frame with ``RUN_COLUMNS`` and one float column for each ``final/...`` and ``probe/...`` metric under its own
-        key, in the units of :func:`analysis.store.schema.unit_of`, NaN where absent. ``data`` is the fingerprint of
-        the tokens ("" where not recorded); ``reproducible`` says whether nothing but recipe, seed, data and stratum
-        bears on the bits (so on a CPU, and with deterministic kernels); ``started`` and ``ended`` are UTC, NaT while it
-        runs; ``invalid`` is why a validity gate failed, ``reason`` why the run failed or was stopped, or None;
-        ``finished`` counts the attempts that came to their end.
+        A frame with ``RUN_COLUMNS`` and one float column for each ``final/...``, ``probe/...`` and ``lm_eval/...``
+        metric under its own key, in the units of :func:`analysis.store.schema.unit_of`, NaN where absent. ``data`` is
+        the fingerprint of the tokens ("" where not recorded); ``reproducible`` says whether nothing but recipe, seed,
+        data and stratum bears on the bits (so on a CPU, and with deterministic kernels); ``started`` and ``ended`` are
+        UTC, NaT while it runs; ``invalid`` is why a validity gate failed, ``reason`` why the run failed or was stopped,
+        or None; ``finished`` counts the attempts that came to their end.
 
     Raises:
         LookupError: when the store or the experiment is absent.

@@ -100,6 +100,22 @@ TAG_ARM_PREFIX = "ablation.arm."
 PROBE_PREFIX = "probe/"
 """Of what probes measured after a run was done: ``probe/TEXT/METRIC``, with the metric's key without ``val/``."""
 
+TASK_PREFIX = "lm_eval/"
+"""Of what lm_eval's tasks gave: ``lm_eval/TASK/METRIC``, with the names of lm_eval; higher is better."""
+LOWER = "/lower"
+"""Ends the key of a task's metric of which lm_eval says that lower is better."""
+MEASURED = (PROBE_PREFIX, TASK_PREFIX)
+
+
+def sign_of(metric: str) -> int:
+    """By what a metric is multiplied to become one of which lower is better: -1 for the score of a task, else 1."""
+    return -1 if metric.startswith(TASK_PREFIX) and not metric.endswith(LOWER) else 1
+
+
+def counts_items(metric: str) -> bool:
+    """Whether a metric may take few values, such as a share of so many items: equal ones are no sign of a fault."""
+    return metric.startswith(TASK_PREFIX)
+
 
 def unit_of(metric: str) -> str:
     """The unit of a declared metric, or of what a probe of this project measured; "" where none is known."""

@@ -196,14 +196,16 @@ def _sample(texts: Callable[[], Iterable[str]], num_bytes: int) -> Iterator[str]
     return (text for i, text in enumerate(texts()) if i % stride == 0)
 
 
-def _pretrained(path: str, revision: str | None, gguf_file: str | None, end_of_text: str | None) -> TextTokenizer:
+def load_auto(path: str, revision: str | None = None, gguf_file: str | None = None) -> Any:
+    """A tokenizer as transformers' AutoTokenizer has it. Raises ConfigError for one that it cannot load."""
     import transformers
 
     options = {"revision": revision} if revision else {}
     place = str(local(path)) if local(path).is_dir() else path
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(place, gguf_file=gguf_file, **options)
-        backend, own_end = loaded.backend_tokenizer, loaded.eos_token
+        _ = loaded.backend_tokenizer  # which slow tokenizers lack
+        return loaded
     except Exception as error:  # whatever transformers may raise for a path, a file or a missing extra
         hint = "; a GGUF file needs the extra [gguf]" if gguf_file else ""
         received = f"{gguf_file or path}: {type(error).__name__}: {str(error).splitlines()[0]}{hint}"
@@ -211,6 +213,11 @@ def _pretrained(path: str, revision: str | None, gguf_file: str | None, end_of_t
             path=("data", "tokenizer"), received=received, allowed="a tokenizer that transformers can load"
         )
         raise ConfigError([problem]) from None
+
+
+def _pretrained(path: str, revision: str | None, gguf_file: str | None, end_of_text: str | None) -> TextTokenizer:
+    loaded = load_auto(path, revision, gguf_file)
+    backend, own_end = loaded.backend_tokenizer, loaded.eos_token
     end = end_of_text or own_end
     end_id = backend.token_to_id(end) if end else None
     if end_id is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llama_variants import LlamaForCausalLM, load_pretrained
 from llama_variants.errors import ConfigError, Problem
@@ -17,7 +18,7 @@ from runners.data import prepare
 from runners.data.batches import Corpus
 from runners.data.config import PretrainedTokenizer, Source, file_sha256, too_large
 from runners.data.held_out import held_out
-from runners.data.tokenizer import TextTokenizer, make
+from runners.data.tokenizer import make
 from runners.evaluation.subject import Subject
 from runners.planning.components import PROBE, ProbeConfig
 from runners.planning.recipe import Recipe
@@ -47,7 +48,7 @@ class Weights:
     title: str
     recipe: Recipe
     load: Callable[[], LlamaForCausalLM]
-    tokenizer: Callable[[], TextTokenizer]
+    tokenizer: PretrainedTokenizer
     kept: Evaluations
     judged_on: str = ""  # fingerprint of the text that a run was judged on; "" for other weights
 
@@ -59,7 +60,7 @@ class Weights:
                 allowed = "the files as they were, or another text: --on"
                 raise ConfigError([Problem(path=("own",), received="a text that has changed since", allowed=allowed)])
             return corpus
-        return held_out(text.source or self.recipe.data.source, self.tokenizer(), cache, say)
+        return held_out(text.source or self.recipe.data.source, make(self.tokenizer, lambda: (), Path()), cache, say)
 
 
 def of_run(folder: RunFolder, title: str) -> Weights:
@@ -73,7 +74,7 @@ def of_run(folder: RunFolder, title: str) -> Weights:
         title=title,
         recipe=recipe,
         load=lambda: load_pretrained(folder.final),
-        tokenizer=lambda: make(PretrainedTokenizer(type="pretrained", path=str(folder.final)), lambda: (), Path()),
+        tokenizer=PretrainedTokenizer(type="pretrained", path=str(folder.final)),
         kept=Evaluations(folder.evaluations),
         judged_on=folder.status.data_fingerprint,
     )
@@ -86,7 +87,7 @@ def of_file(what: str, recipe: Recipe, root: Path, revision: str | None = None) 
     """
     place = Path(what)
     gguf = place.name if what.endswith(".gguf") else None
-    declared: dict[str, Any] = {"path": str(place.parent) if gguf else what, "gguf_file": gguf, "revision": revision}
+    path = str(place.parent) if gguf else what
     model: list[LlamaForCausalLM] = []
 
     def load() -> LlamaForCausalLM:
@@ -106,7 +107,7 @@ def of_file(what: str, recipe: Recipe, root: Path, revision: str | None = None) 
         title=place.name or what,
         recipe=recipe,
         load=load,
-        tokenizer=lambda: make(PretrainedTokenizer(type="pretrained", **declared), lambda: (), Path()),
+        tokenizer=PretrainedTokenizer(type="pretrained", path=path, gguf_file=gguf, revision=revision),
         kept=Evaluations(root / "weights" / _content(place, what, revision) / "evaluations"),
     )
 
@@ -168,11 +169,17 @@ def measure(
                         raise ConfigError([too_large(ids, model.config.vocab_size)])
                 set_as_trained(model, recipe.train, corpus.manifest["end_id"])
                 say(f"{name} on {text.name}")
-                subject = Subject(model, recipe, corpus, _rows(recipe, device))
-                measured = PROBE[name](settings)(subject)
-                weights.kept.keep(label, name, identity, measured, device_name(device))
-                known = weights.kept.find(name, identity)
-                assert known is not None
+                subject = Subject(model, recipe, corpus, rows_at_a_time(recipe, device))
+                metrics = PROBE[name](settings)(subject)
+                made = Measurement(
+                    text=label,
+                    probe=name,
+                    identity=identity,
+                    metrics=metrics,
+                    device=device_name(device),
+                    items={"val/loss": _float32(subject.evaluation.windows)} if "val/loss" in metrics else {},
+                )
+                known = weights.kept.keep(made)
             found.append(known)
     return found
 
@@ -203,7 +210,12 @@ def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig)
     }
 
 
-def _rows(recipe: Recipe, device: torch.device) -> int:
+def _float32(values: Tensor) -> tuple[float, ...]:
+    """In the fewest digits that give back what was computed in float32."""
+    return tuple(float(f"{value:.9g}") for value in values.tolist())
+
+
+def rows_at_a_time(recipe: Recipe, device: torch.device) -> int:
     """Windows that go through the model at a time."""
     window = recipe.train.seq_len * recipe.model.vocab_size * 4
     return max(1, min(MOST_WINDOWS, LOGITS_BYTES.get(device.type, LOGITS_BYTES["cpu"]) // window))

@@ -1,4 +1,4 @@
-"""What probes measured of finished weights, beside them: one file a measurement, named by all that bears on it."""
+"""What was measured of finished weights, beside them: one file a measurement, named by all that bears on it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,22 +17,33 @@ from analysis.store.schema import PROBE_PREFIX
 from runners.data.atomic import write_atomically
 from runners.runs.records import damaged, read_record
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One probe on one text."""
+    """One probe on one text, or one of lm_eval's tasks."""
 
-    text: str  # its name: that of the data, of a file, or "own" for the validation text of the run itself
+    text: str  # its name: that of the data, of a file, "own" for the validation text of the run itself, or of the task
     probe: str
     identity: Mapping[str, Any]  # what bears on the numbers, besides the weights
     metrics: Mapping[str, float]
-    made: float  # seconds since the epoch
+    made: float = field(default_factory=lambda: round(time.time(), 3))  # seconds since the epoch
     device: str = ""
+    prefix: str = PROBE_PREFIX  # of its keys in the tracking store
+    items: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # metric -> on each window or item
 
     def mirrored(self) -> dict[str, float]:
         """The metrics under the keys of the tracking store; a standard error of one window is none."""
         finite = {key: value for key, value in self.metrics.items() if math.isfinite(value)}
-        return {f"{PROBE_PREFIX}{self.text}/{key.removeprefix('val/')}": value for key, value in finite.items()}
+        return self._keyed(finite)
+
+    def by_item(self) -> dict[str, tuple[float, ...]]:
+        """The values on each window or item, under the same keys."""
+        return self._keyed(self.items)
+
+    def _keyed(self, values: Mapping[str, T]) -> dict[str, T]:
+        return {f"{self.prefix}{self.text}/{key.removeprefix('val/')}": value for key, value in values.items()}
 
 
 _MEASUREMENT = TypeAdapter(Measurement)
@@ -48,15 +59,14 @@ class Evaluations:
         """The measurement of this identity, where it was made. Raises ConfigError for a damaged file."""
         return self._read(self._file(probe, identity))
 
-    def keep(
-        self, text: str, probe: str, identity: Mapping[str, Any], metrics: Mapping[str, float], device: str
-    ) -> None:
-        """Write a measurement, whole or not at all."""
-        made = Measurement(
-            text=text, probe=probe, identity=identity, metrics=metrics, made=round(time.time(), 3), device=device
-        )
+    def keep(self, made: Measurement) -> Measurement:
+        """Write a measurement, whole or not at all; returns it as it will be read."""
+        file = self._file(made.probe, made.identity)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._file(probe, identity), json.dumps(asdict(made), indent=1))
+        write_atomically(file, json.dumps(asdict(made), indent=1))
+        kept = self._read(file)
+        assert kept is not None
+        return kept
 
     def all(self) -> list[Measurement]:
         """Every measurement, the oldest first. Raises ConfigError for a damaged file."""

@@ -140,6 +140,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """A whole number, 0 or more, typed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """A finite number of seconds, 0 or more, typed."""
     value = _number(text)

@@ -1,4 +1,4 @@
-"""`evaluate`: probes on finished runs, or on anybody's weights, on any text."""
+"""`evaluate`: probes and lm_eval's tasks on finished runs, or on anybody's weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runners.verbs.common import (
     OnExperiment,
     add_device,
     add_json,
+    not_negative,
     positive,
     read_plan,
     seeds,
@@ -26,6 +27,7 @@ from runners.verbs.common import (
 from runners.verbs.judge import print_probes
 
 if TYPE_CHECKING:
+    from runners.execution.benchmarks import Benchmark
     from runners.execution.measure import Text, Weights
     from runners.planning.components import ProbeConfig
     from runners.planning.plan import Plan
@@ -43,6 +45,10 @@ class Options:
     what: list[str]
     on: list[str]
     probes: list[str]
+    tasks: list[str]
+    num_fewshot: int | None
+    limit: int | None
+    include_path: Path | None
     base: str | None
     seeds: int | None
     windows: int | None
@@ -59,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", action="append", default=[], metavar="DATA", help=text)
     text = f"a probe, with settings as YAML: 'loss_past_window: {{factors: [2, 8]}}' (default {', '.join(PROBES)})"
     parser.add_argument("--probe", action="append", default=[], dest="probes", metavar="PROBE", help=text)
+    text = "tasks of lm_eval instead (extra [eval]), e.g. arc_easy,hellaswag; with --probe or --on beside the probes"
+    parser.add_argument("--tasks", action="append", default=[], metavar="TASKS", help=text)
+    text = "examples before each item, other than as the task says"
+    parser.add_argument("--num-fewshot", type=not_negative, metavar="N", help=text)
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N items of each task, to try it")
+    parser.add_argument("--include-path", type=Path, metavar="FOLDER", help="of task YAMLs of your own")
     text = "an experiment's base, where it is not its own; what says length, precision and text for other weights"
     parser.add_argument("--base", help=text)
     parser.add_argument("--seeds", type=seeds, help="blocks of an experiment's arms")
@@ -71,9 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(options: Options, context: Context) -> int:
     """Measure, keep and print. Raises ConfigError for what cannot be evaluated, with nothing measured."""
     plans = {what: _plan(what, options) for what in options.what if what.endswith((".yaml", ".yml"))}
-    probes = _read_probes(options.probes or list(PROBES))  # once the plugins of the plans are there
+    by_default = [] if options.tasks and not options.on else PROBES
+    probes = _read_probes(options.probes or by_default)  # once the plugins of the plans are there
+    tasks = _tasks(options)
     from llama_variants.errors import ConfigError, Problem
     from runners.data import DataError
+    from runners.execution import benchmarks
     from runners.execution.measure import measure
     from runners.execution.mirrors import Mirrors
     from runners.runs.machine import resolve_device
@@ -82,7 +97,8 @@ def evaluate(options: Options, context: Context) -> int:
         device = resolve_device(options.device)
     except ValueError as error:
         raise ConfigError([Problem(path=("--device",), received=options.device, allowed=str(error))]) from None
-    texts, mirrors = _texts(options.on), Mirrors(RUNS)  # what is wrong with its address is said at once
+    mirrors = Mirrors(RUNS)  # what is wrong with its address is said at once
+    texts = _texts(options.on) if probes else []
     asked = {what: list(_weights(what, plans.get(what), options)) for what in options.what}
     out = sys.stderr if options.as_json else sys.stdout
     measured: dict[str, dict[str, dict[str, float]]] = {}  # WHAT → weights → metric
@@ -91,6 +107,8 @@ def evaluate(options: Options, context: Context) -> int:
             for place, weights in enumerate(several, start=1):
                 say = _teller(f"[{place}/{len(several)}] {weights.title}", out)
                 found = measure(weights, texts, probes, device, CACHE, num_windows=options.windows, say=say)
+                if tasks:
+                    found += benchmarks.measure(weights, tasks, device, say=say)
                 values = {key: value for one in found for key, value in one.mirrored().items()}
                 measured.setdefault(what, {})[weights.title] = values
     except DataError as error:
@@ -135,6 +153,23 @@ def _read_probes(texts: Sequence[str]) -> dict[str, ProbeConfig]:
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _tasks(options: Options) -> list[Benchmark]:
+    """What is asked of lm_eval, which is imported for it alone: that takes seconds."""
+    from llama_variants.errors import ConfigError, Problem
+
+    names = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
+    if not names:
+        given = {"--num-fewshot": options.num_fewshot, "--limit": options.limit, "--include-path": options.include_path}
+        wrong = [name for name, value in given.items() if value is not None] or (["--tasks"] if options.tasks else [])
+        if wrong:
+            raise ConfigError([Problem(path=(one,), received="no task", allowed="it beside --tasks") for one in wrong])
+        return []
+    from runners.execution.benchmarks import load
+
+    shown = {"num_fewshot": options.num_fewshot, "limit": options.limit}
+    return load(list(dict.fromkeys(names)), include_path=options.include_path, **shown)
 
 
 def _texts(names: Sequence[str]) -> list[Text]:
@@ -202,10 +237,11 @@ VERB = verb(
     Options,
     evaluate,
     add_arguments,
-    summary="measure finished runs or any weights with probes, on any text",
+    summary="measure finished runs or any weights with probes, on any text, or with lm_eval's tasks",
     examples=(
         "evaluate experiments/rotary_theta.yaml --base tiny",
         "evaluate SmolLM2-135M-Instruct.Q4_1.gguf --on packages --probe loss_by_domain",
         "evaluate experiments/demo.yaml --on 'notes/*.md' --probe loss",
+        "evaluate experiments/demo.yaml --tasks arc_easy,piqa --limit 200",
     ),
 )

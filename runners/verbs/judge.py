@@ -59,11 +59,11 @@ def print_report(
 
 
 def print_probes(plan: Plan, mirrors: Mirrors, metrics: Sequence[str] | None = None) -> None:
-    """What probes say of an experiment's arms: ``metrics``, or all. Raises ConfigError for one that no run has."""
+    """What was measured later says of the arms: ``metrics``, or all. Raises ConfigError for one that no run has."""
     from analysis.report.probes import probe_text
     from analysis.stats.secondary import probe_metrics, secondary
     from llama_variants.errors import ConfigError, Problem, one_of
-    from runners.verdicts import stored
+    from runners.verdicts import item_values, stored
 
     for stage in plan.stages:
         design, runs = stored(stage, mirrors)
@@ -73,7 +73,8 @@ def print_probes(plan: Plan, mirrors: Mirrors, metrics: Sequence[str] | None = N
         if unknown := [name for name in metrics or () if name not in known]:
             allowed = one_of(unknown[0], known) if known else "one that `evaluate` has measured; none is there yet"
             raise ConfigError([Problem(path=("--metric",), received=unknown[0], allowed=allowed)])
-        print(f"\n{design.name} on {design.base}\n{probe_text(secondary(runs, design, metrics), design)}")
+        table = secondary(runs, design, metrics, item_values(stage, mirrors.root))
+        print(f"\n{design.name} on {design.base}\n{probe_text(table, design)}")
 
 
 def _same_runs(options: OnExperiment) -> str:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
     add_json(parser, "print the table as JSON")
     parser.add_argument("--notebooks", action="store_true", help="also run the notebooks and export them as HTML")
-    text = "judge what probes measured instead, e.g. probe/own/loss_past_window/4x; several are one family"
+    text = "judge what `evaluate` measured instead, e.g. probe/own/induction_loss; several are one family"
     parser.add_argument("--metric", action="append", default=[], dest="metrics", metavar="KEY", help=text)
     add_require(parser)
     text = "also keep declaration and runs, from MLflow, as a file in this folder (for `results`)"
@@ -67,6 +67,7 @@ VERB = verb(
     examples=(
         "report experiments/demo.yaml",
         "report experiments/rotary_theta.yaml --base tiny --metric probe/own/loss_past_window/4x",
+        "report experiments/demo.yaml --metric lm_eval/arc_easy/acc",
         "report experiments/head_grouping.yaml --base tiny --keep experiments/results",
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from transformers import LlamaForCausalLM as StockLlama
 
 from llama_variants import LlamaForCausalLM, ModelConfig, load_pretrained, save_pretrained
 from runners.data.weights import fetch_weights
+from runners.execution import benchmarks
+from runners.execution.measure import of_file
 from runners.planning.bases import load_base
 from tests.conftest import ROOT
 
@@ -22,6 +26,38 @@ SENTENCES = [
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n",
     "Once upon a time, in a village by the sea, there lived a girl who could talk to the wind.",
 ]
+
+
+WORDS = """
+task: words
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {items}}}}}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "{{{{query}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: 0
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: brier_score, aggregation: brier_score, higher_is_better: false}}
+metadata: {{version: 1.0}}
+"""
+
+
+def write_sentences(folder: Path) -> Path:
+    """A task out of the licence: how does each of twelve passages go on?"""
+    words = (ROOT / "LICENSE").read_text().split()
+    starts = range(30, len(words), len(words) // 13)
+    items = [
+        {
+            "query": " ".join(words[at - 12 : at]),
+            "choices": [words[(at + step) % len(words)] for step in (0, 17, 31, 53)],
+        }
+        for at in [*starts][:12]
+    ]
+    (folder / "words.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "words.yaml").write_text(WORDS.format(items=folder / "words.jsonl"))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +145,24 @@ def test_lm_eval_scores_it_as_it_scores_the_stock_model(ours, theirs, tokenizer)
     ]  # fmt: skip
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert scores[0][0] > scores[0][1]  # Paris, not London
+
+
+def test_a_task_gives_the_verb_the_score_of_the_stock_model(file, theirs, tokenizer, tmp_path):
+    """Which of four words goes on a sentence: the one that stands there, among words from elsewhere."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tasks = write_sentences(tmp_path)
+    _, recipe = load_base(ROOT / "experiments/base/smollm2-135m.yaml")
+    recipe = replace(recipe, train=recipe.train.model_copy(update={"precision": "float32"}))
+    (ours,) = benchmarks.measure(
+        of_file(str(file), recipe, tmp_path), benchmarks.load(["words"], include_path=tasks), torch.device("cpu")
+    )
+    lm = HFLM(pretrained=theirs, tokenizer=tokenizer, batch_size=1)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    results = lm_eval.simple_evaluate(model=lm, tasks=["words"], task_manager=manager)
+    wanted = {key.removesuffix(",none"): value for key, value in results["results"]["words"].items()}
+    assert (ours.metrics["acc"], ours.metrics["acc_stderr"]) == (wanted["acc"], wanted["acc_stderr"])
+    assert ours.metrics["brier_score/lower"] == pytest.approx(wanted["brier_score"], abs=1e-5)
+    assert ours.metrics["acc"] > 0.5  # weights that know English; chance is 0.25

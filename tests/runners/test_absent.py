@@ -99,6 +99,13 @@ def test_a_verdict_that_cannot_be_had_is_not_required(project, without):
     assert not (project / "runs").exists()
 
 
+def test_tasks_without_lm_eval_are_refused_with_how_to_get_it(project, without):
+    done = without(("lm_eval",), "evaluate", EXPERIMENT, "--tasks", "arc_easy")
+    assert done.returncode == 2, done.stderr
+    assert "--tasks: received tasks, without the package lm_eval; allowed: them, after: python -m pip" in done.stderr
+    assert not (project / "runs").exists()
+
+
 @pytest.mark.parametrize("package", ["pydantic", "yaml"])
 def test_a_package_that_is_needed_is_named_with_how_to_get_it(project, without, package):
     done = without((package,), "plan", EXPERIMENT)

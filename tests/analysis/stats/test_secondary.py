@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.report.probes import probe_text
 from analysis.stats.compare import compare
-from analysis.stats.secondary import probe_metrics, secondary
+from analysis.stats.secondary import paired_error, probe_metrics, secondary
 from analysis.store.schema import Prior
 from tests.analysis.tables import arm, design, frame
 
@@ -86,3 +87,84 @@ def test_without_probes_there_is_nothing():
     assert secondary(runs, PLAN).empty
     with pytest.raises(ValueError, match="lacks the columns"):
         secondary(runs, PLAN, ["probe/own/none"])
+
+
+def scored(values: dict[str, list[float]], metric: str = "lm_eval/choice/acc"):
+    """Runs whose judged loss says nothing, and what a task gave."""
+    runs = measured(np.random.default_rng(0))
+    runs[metric] = np.concatenate([values[name] for name in ("control", "twin", "a", "b")])
+    return runs
+
+
+SCORES = {
+    "control": [0.30, 0.34, 0.32, 0.36],
+    "twin": [0.31, 0.34, 0.31, 0.36],
+    "a": [0.50, 0.53, 0.53, 0.55],
+    "b": [0.21, 0.24, 0.23, 0.25],
+}
+
+
+def test_of_a_score_more_is_better_and_of_a_perplexity_less():
+    """The same numbers, once each way: intervals are the same, words change places."""
+    tables = [secondary(scored(SCORES, f"lm_eval/choice/{name}"), PLAN) for name in ("acc", "brier_score/lower")]
+    for table, better, worse in zip(tables, "ab", "ba", strict=True):
+        verdicts = table.set_index("arm")["verdict"]
+        assert (verdicts[better], verdicts[worse], verdicts["twin"]) == ("better", "worse", "as expected")
+    for column in ("mean", "delta", "ci_low", "ci_high"):
+        assert tables[0][column].tolist() == pytest.approx(tables[1][column].tolist(), nan_ok=True)
+    row = tables[0].set_index("arm").loc["a"]
+    assert row["ci_low"] < row["delta"] < row["ci_high"]
+    assert row["delta"] == pytest.approx(np.mean(SCORES["a"]) - np.mean(SCORES["control"]))
+
+
+def test_a_margin_in_nats_makes_no_score_equivalent():
+    """PLAN's is 0.5: in accuracy that would be everything."""
+    values = SCORES | {"a": [0.30, 0.345, 0.315, 0.36], "b": [0.31, 0.335, 0.32, 0.36]}
+    assert set(secondary(scored(values), PLAN)["verdict"]) == {"", "as expected", "undecided"}
+
+
+def test_few_items_are_no_fault_and_no_certainty():
+    """Scores take few values: equal differences would be an interval of no width."""
+    values = SCORES | {"control": [0.25] * 4, "twin": [0.25] * 4, "a": [0.5] * 4, "b": [0.25, 0.25, 0.5, 0.25]}
+    rows = secondary(scored(values), PLAN).set_index("arm")
+    for arm_name in ("twin", "a"):
+        assert rows.loc[arm_name, "verdict"] == "undecided"
+        assert rows.loc[arm_name, "note"].startswith("the same difference in every block: too few items")
+    assert rows.loc["a", "delta"] == 0.25
+    assert (rows.loc["b", "verdict"], rows.loc["control", "verdict"]) == ("undecided", "")
+
+
+@given(st.integers(0, 1000), st.integers(2, 40), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_the_paired_error_is_that_of_the_mean_difference_over_windows(seed, windows, independent):
+    """Against the formula, block by block; what makes a window hard for both cancels, and so does a constant."""
+    draw = np.random.default_rng(seed)
+    plan = replace(PLAN, independent=independent)
+    hard = draw.normal(4, 1, windows)
+    losses = {key: hard + draw.normal(0, 0.1, windows) for one in PLAN.arms for key in one.run_keys}
+    arms = {one.name: one for one in plan.arms}
+    apart = np.mean([losses[f"a-{i}"] - losses[f"control-{i}"] for i in range(4)], axis=0)
+    wanted = np.sqrt(np.sum((apart - apart.mean()) ** 2) / (windows - 1) / windows)
+    assert paired_error(arms["a"], plan, losses) == pytest.approx(wanted)
+    moved = {key: values + 3.0 * key.startswith("a-") for key, values in losses.items()}
+    assert paired_error(arms["a"], plan, moved) == pytest.approx(wanted)
+    assert np.isnan(paired_error(arms["control"], plan, losses))
+    assert np.isnan(paired_error(arms["a"], plan, losses | {"a-0": losses["a-0"][1:]}))  # not the same windows
+    del losses["control-3"]
+    if not independent:  # the block is left out on both sides
+        three = np.mean([losses[f"a-{i}"] - losses[f"control-{i}"] for i in range(3)], axis=0)
+        assert paired_error(arms["a"], plan, losses) == pytest.approx(three.std(ddof=1) / windows**0.5)
+        assert paired_error(arms["a"], plan, losses, upto=3) == pytest.approx(three.std(ddof=1) / windows**0.5)
+
+
+def test_the_table_has_the_evaluation_s_error_where_windows_were_kept():
+    runs = measured(np.random.default_rng(0), loss={"a": 1.0})
+    assert secondary(runs, PLAN)["eval_se"].isna().all()
+    assert "evaluation SE" not in probe_text(secondary(runs, PLAN), PLAN)
+    kept = {key: {"probe/own/loss": np.arange(4.0) * (key != "b-0")} for key in runs["run_key"]}
+    table = secondary(runs, PLAN, items=kept).set_index("arm")
+    assert table["eval_se"].isna().to_dict() == {"control": True, "twin": False, "a": False, "b": False}
+    assert (table.loc["twin", "eval_se"], table.loc["b", "eval_se"]) == (0.0, pytest.approx(0.1614, abs=1e-4))
+    lines = probe_text(table.reset_index(), PLAN).splitlines()
+    assert "evaluation SE" in lines[-5]
+    assert "0.1614" in lines[-1]

@@ -19,6 +19,7 @@ from runners.execution.one_run import RunOptions, execute
 from runners.planning.components import PROBE
 from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
+from runners.training.loss import evaluate
 from tests.runners.children import new_run
 
 CPU, CACHE = torch.device("cpu"), Path("cache")
@@ -48,6 +49,22 @@ def test_a_run_s_own_text_gives_the_loss_that_it_logged(run):
     for key in ("val/loss", "val/bits_per_byte", "val/loss_se"):
         assert found.metrics[key] == pytest.approx(final[f"final/{key.replace('/', '_')}"], abs=2e-6)
     assert found.mirrored()["probe/own/loss"] == found.metrics["val/loss"]
+
+
+def test_the_loss_of_each_window_is_kept_as_it_was_computed(run):
+    weights = of_run(run, "a")
+    loss, position = measure(weights, OWN, probes("loss", "loss_by_position"), CPU, CACHE)
+    recipe, _ = run.config()
+    windows = weights.corpus(OWN[0], CACHE, print).validation.windows(recipe.eval.num_windows, recipe.train.seq_len)
+    computed = evaluate(weights.load(), windows, batch_size=8, precision="float32").windows
+    assert loss.by_item() == {"probe/own/loss": tuple(loss.items["val/loss"])}
+    assert torch.equal(torch.tensor(loss.items["val/loss"], dtype=torch.float32), computed.float())
+    assert position.items == {}
+    file = next(run.evaluations.glob("loss-*.json"))
+    earlier = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("items", "prefix")}
+    file.write_text(json.dumps(earlier))  # one that was written before there were any
+    (again,) = measure(weights, OWN, probes("loss"), CPU, CACHE)
+    assert (again.mirrored(), again.items) == (loss.mirrored(), {})
 
 
 def test_nothing_is_measured_twice_and_what_bears_on_it_is_measured_again(run, monkeypatch):

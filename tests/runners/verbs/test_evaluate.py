@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from tests.runners.execution.test_benchmarks import write_tasks
+
 EXPERIMENT = "experiments/micro_theta.yaml"
 PROBES = ("--probe", "loss_past_window", "--probe", "induction")
 
@@ -55,6 +57,75 @@ def test_an_experiment_is_measured_judged_and_reported(project, cli):
     assert saved.stdout.splitlines()[-3:] == [*alone.stdout.splitlines()[-3:]]
 
 
+PLUGGED = """
+name: plugged
+version: 1
+question: Does a block of somebody else's do?
+base: micro
+plugins: [somebody_s]
+variants:
+  relu: {model: {mlp: {type: relu_of_somebody, intermediate_size: 64}}}
+"""
+PLUGIN = """
+from torch import nn
+from pydantic import PositiveInt
+
+from llama_variants.registry import MLP, BlockConfig, Cost, residual_output
+
+
+@MLP.register("relu_of_somebody")
+class ReLU(nn.Module):
+    '''As CONTRIBUTING.md has it.'''
+
+    class Config(BlockConfig):
+        intermediate_size: PositiveInt
+
+        def cost(self, model, seq_len):
+            return Cost.linear(model.hidden_size, self.intermediate_size) * 2
+
+    def __init__(self, config):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.mlp.intermediate_size, bias=False)
+        self.down_proj = residual_output(nn.Linear(config.mlp.intermediate_size, config.hidden_size, bias=False))
+
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x).relu())
+"""
+
+
+@pytest.mark.slow
+def test_an_experiment_s_tasks_are_scored_judged_and_reported_with_somebody_else_s_block(project, cli):
+    (project / "experiments/plugged.yaml").write_text(PLUGGED)
+    (project / "experiments/somebody_s.py").write_text(PLUGIN)
+    write_tasks(project / "tasks")
+    what = ("experiments/plugged.yaml", "--seeds", 2)
+    ran = cli("run", *what, "--jobs", 1)
+    assert ran.returncode == 0, ran.stderr
+    asked = ("--tasks", "choice,rolling", "--include-path", "tasks")
+    done = cli("evaluate", *what, *asked)
+    assert done.returncode == 0, done.stderr
+    assert "[1/6] control seed 0: choice\n" in done.stdout
+    table = done.stdout.partition("as the verdicts are made: ")[2]
+    assert table.startswith("4 metrics of 1 variants are one family")
+    assert {line.split()[0] for line in table.splitlines() if line.startswith("lm_eval/")} == {
+        *(f"lm_eval/choice/{name}" for name in ("acc", "acc_norm", "brier_score/lower")),
+        "lm_eval/rolling/word_perplexity/lower",
+    }
+    again = cli("evaluate", *what, *asked, "--probe", "loss")
+    assert "control seed 0: choice" not in again.stdout  # scored once
+    assert "control seed 0: loss on own" in again.stdout
+    assert re.search(r"own/loss .*\n +twin .*\] +0\.0\d+ ", again.stdout)  # the evaluation's own error
+    one = cli("report", *what, "--metric", "lm_eval/choice/acc")
+    assert "1 metrics of 1 variants are one family" in one.stdout
+    assert cli("report", *what).returncode == 0
+    page = (project / "reports/plugged-micro/report.md").read_text()
+    for words in ("lm_eval/rolling/word_perplexity/lower", "evaluation SE"):
+        assert words in page
+    said = cli("evaluate", *what, *asked, "--json")
+    values = json.loads(said.stdout)["experiments/plugged.yaml"]["relu seed 1"]
+    assert 0 < values["lm_eval/choice/acc_stderr"] < 0.2
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -68,6 +139,9 @@ def test_an_experiment_is_measured_judged_and_reported(project, cli):
         (("nowhere",), "an experiment's YAML, a run, a folder of weights"),
         (("experiments", "--base", "micro"), "a tokenizer that transformers can load"),
         ((EXPERIMENT, "--device", "tpu"), "--device"),
+        ((EXPERIMENT, "--limit", "3"), "--limit: received no task; allowed: it beside --tasks"),
+        ((EXPERIMENT, "--tasks", ","), "--tasks: received no task"),
+        ((EXPERIMENT, "--tasks", "a", "--include-path", "nowhere"), "'nowhere', which is no folder"),
     ],
 )
 def test_what_cannot_be_measured_is_an_error_with_nothing_written(project, cli, arguments, says):
