@@ -65,7 +65,7 @@ ablation: setup  ## run what is left of EXP, then report
 report: setup  ## the verdicts of EXP's finished runs, as a page, and the notebooks on them
 	$(PY) -m runners report $(FILE) --notebooks $(OPTIONS)
 
-evaluate: setup  ## probes on EXP's finished runs, or on WEIGHTS=, on the text ON= (ARGS="--probe induction")
+evaluate: setup  ## probes on EXP's finished runs, or on WEIGHTS=, on the text ON= (ARGS="--probe induction"; "--tasks piqa": lm_eval's)
 	$(PY) -m runners evaluate $(if $(WEIGHTS),$(call quoted,$(WEIGHTS)),$(FILE)) $(if $(ON),--on $(call quoted,$(ON))) $(OPTIONS)
 
 notebooks: setup  ## the notebooks in JupyterLab, on 127.0.0.1

@@ -34,8 +34,9 @@ def explained(table: pd.DataFrame, design: Design) -> str:
         "choice of text, where the interval is of seeds."
     )
     return (
-        f"Differences from the control in what probes measured, as the verdicts are made: {metrics} metrics of "
-        f"{variants} variants are one family, whose intervals hold together at {100 * (1 - design.alpha):.0f} %."
+        "Differences from the control in what probes and tasks measured, as the verdicts are made: "
+        f"{metrics} metrics of {variants} variants are one family, whose intervals hold together at "
+        f"{100 * (1 - design.alpha):.0f} %."
         f"{error if table['eval_se'].notna().any() else ''}"
     )
 

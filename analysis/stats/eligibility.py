@@ -182,11 +182,13 @@ def bar(control: Sample, sample: Sample, design: Design) -> tuple[str, str, floa
     if not design.independent and sample.n > 1 and (shared := sorted(set(sample.blocks) & set(control.blocks))):
         apart = np.array([sample.by_block[block] - control.by_block[block] for block in shared])
         twin = sample.arm.role == "check" and sample.arm.expect == "same"
-        # Moved, and not by more than a rounding yet: so are short runs.
-        if twin and apart.any() and np.abs(apart).max() <= RESOLUTION * np.abs(sample.values).max():
-            return "as expected", "its losses are the control's, as far as float32 shows them", delta
+        counted = counts_items(design.metric)
+        # Moved, and not by more than a rounding yet: so are short runs. A score need not move at all.
+        if twin and (counted or apart.any()) and np.abs(apart).max() <= RESOLUTION * np.abs(sample.values).max():
+            what = "scores" if counted else "losses"
+            return "as expected", f"its {what} are the control's, as far as float32 shows them", delta
         if len(apart) > 1 and _one(apart, sample.values):
-            if counts_items(design.metric):
+            if counted:
                 return "undecided", "the same difference in every block: too few items to see how seeds differ", delta
             return "invalid", f"differs from the control by {delta:.3g} in every block: the change did nothing", delta
     return None

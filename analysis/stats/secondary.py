@@ -80,8 +80,8 @@ def _compared(runs: pd.DataFrame, design: Design, metric: str, count: int, items
     table = compare(measured.assign(**{metric: sign * measured[metric]}), plan).assign(metric=metric)
     table["p_adj"] = (table["p_adj"] * count).clip(upper=1.0)
     if sign < 0:
-        table["mean"], table["delta"] = -table["mean"], -table["delta"]
-        table["ci_low"], table["ci_high"] = -table["ci_high"], -table["ci_low"]
+        ends = ("mean", "mean"), ("delta", "delta"), ("ci_low", "ci_high"), ("ci_high", "ci_low")
+        table = table.assign(**{name: 0.0 - table[other] for name, other in ends})  # not -0.0
     usable = set(measured.loc[measured["status"].eq("FINISHED") & measured["invalid"].isna(), "run_key"])
     kept = {key: of[metric] for key, of in items.items() if key in usable and metric in of}
     looks = dict(zip(table["arm"], table["look"], strict=True))

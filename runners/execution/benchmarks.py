@@ -21,6 +21,7 @@ import torch
 
 from analysis.store.schema import LOWER, TASK_PREFIX
 from llama_variants.errors import ConfigError, Problem
+from runners.data.config import too_large
 from runners.data.tokenizer import load_auto
 from runners.execution.measure import Weights, rows_at_a_time
 from runners.runs.evaluations import Measurement
@@ -214,12 +215,15 @@ def _lm(weights: Weights, device: torch.device) -> Any:
 
     model: Any = weights.load()  # whose `to` is untyped
     model.to(device)
+    declared = weights.tokenizer
+    tokenizer = load_auto(declared.path, declared.revision, declared.gguf_file)
+    if (ids := len(tokenizer)) > model.config.vocab_size:
+        raise ConfigError([too_large(ids, model.config.vocab_size)])
     half = weights.recipe.train.precision == "bfloat16"
-    tokenizer = weights.tokenizer
     with _quiet():
         return HFLM(
             pretrained=model,
-            tokenizer=load_auto(tokenizer.path, tokenizer.revision, tokenizer.gguf_file),
+            tokenizer=tokenizer,
             batch_size=rows_at_a_time(weights.recipe, device),
             mixed_precision_dtype="bfloat16" if half else None,
             softmax_dtype="float32" if half else None,

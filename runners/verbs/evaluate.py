@@ -53,6 +53,7 @@ class Options:
     seeds: int | None
     windows: int | None
     revision: str | None
+    plugin: list[str]
     device: str
     as_json: bool
 
@@ -76,12 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, help="blocks of an experiment's arms")
     parser.add_argument("--windows", type=positive, help="evaluation windows (default: the base's)")
     parser.add_argument("--revision", help="of a hub id")
+    text = "with blocks of your own, for weights away from their experiment"
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=text)
     add_device(parser)
     add_json(parser, "print the measurements as JSON")
 
 
 def evaluate(options: Options, context: Context) -> int:
     """Measure, keep and print. Raises ConfigError for what cannot be evaluated, with nothing measured."""
+    if options.plugin:
+        _import(options.plugin)
     plans = {what: _plan(what, options) for what in options.what if what.endswith((".yaml", ".yml"))}
     by_default = [] if options.tasks and not options.on else PROBES
     probes = _read_probes(options.probes or by_default)  # once the plugins of the plans are there
@@ -128,6 +133,14 @@ def evaluate(options: Options, context: Context) -> int:
 
 def _teller(title: str, out: TextIO) -> Callable[[str], None]:
     return lambda text: print(f"{title}: {text}", file=out, flush=True)
+
+
+def _import(plugins: Sequence[str]) -> None:
+    from llama_variants.errors import ConfigError
+    from runners.planning.plugins import import_plugins
+
+    if problems := import_plugins(plugins, Path()):
+        raise ConfigError([replace(one, path=("--plugin",)) for one in problems])
 
 
 def _plan(what: str, options: Options) -> Plan:

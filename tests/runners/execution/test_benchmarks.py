@@ -276,6 +276,17 @@ def test_requests_that_are_cut_are_counted(variant, tasks):
     ]
 
 
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(variant, tasks, tmp_path):
+    folder = shutil.copytree(variant.final, tmp_path / "final")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["one_too_many"])
+    tokenizer.save_pretrained(folder)
+    recipe, _ = variant.config()
+    with pytest.raises(ConfigError, match="301"):
+        measured(of_file(str(folder), recipe, Path("runs")), ["choice"], tasks)
+    assert not list(Path("runs").glob("weights/*/evaluations/*"))
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="which is no folder"):
         benchmarks.load(["choice"], include_path=tmp_path / "nowhere")

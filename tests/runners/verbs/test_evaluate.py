@@ -125,6 +125,18 @@ def test_an_experiment_s_tasks_are_scored_judged_and_reported_with_somebody_else
     values = json.loads(said.stdout)["experiments/plugged.yaml"]["relu seed 1"]
     assert 0 < values["lm_eval/choice/acc_stderr"] < 0.2
 
+    (project / "somebody_s.py").write_text(PLUGIN)
+    recipe = next(file for file in (project / "runs").glob("*/config.yaml") if "relu_of_somebody" in file.read_text())
+    saved = (recipe.parent / "final", "--base", "micro", *asked, "--json")
+    unknown = cli("evaluate", *saved)
+    assert unknown.returncode == 2
+    assert "a plugin's blocks are known once its module is imported" in unknown.stderr
+    scored = cli("evaluate", *saved, "--plugin", "somebody_s")
+    run = cli("evaluate", recipe.parent.name, *asked, "--json")
+    assert scored.returncode == run.returncode == 0, scored.stderr + run.stderr
+    (ours,), (theirs,) = (json.loads(one.stdout).values() for one in (scored, run))
+    assert [*ours.values()] == [*theirs.values()]
+
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
@@ -139,6 +151,7 @@ def test_an_experiment_s_tasks_are_scored_judged_and_reported_with_somebody_else
         (("nowhere",), "an experiment's YAML, a run, a folder of weights"),
         (("experiments", "--base", "micro"), "a tokenizer that transformers can load"),
         ((EXPERIMENT, "--device", "tpu"), "--device"),
+        ((EXPERIMENT, "--plugin", "nobody_s"), "--plugin: received 'nobody_s', which raises ModuleNotFoundError"),
         ((EXPERIMENT, "--limit", "3"), "--limit: received no task; allowed: it beside --tasks"),
         ((EXPERIMENT, "--tasks", ","), "--tasks: received no task"),
         ((EXPERIMENT, "--tasks", "a", "--include-path", "nowhere"), "'nowhere', which is no folder"),
