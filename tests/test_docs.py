@@ -82,6 +82,10 @@ def test_the_page_s_commands_go_from_text_to_a_plan(newcomer):
     flipped = runners(newcomer, "data", "verify", "mine")
     assert flipped.returncode == 1
     assert "train.bin is not what was built" in flipped.stderr
+    trained = runners(newcomer, "run", "experiments/question.yaml", "--jobs", "1")
+    assert trained.returncode == 1
+    assert "train.bin is not what was built" in trained.stderr
+    assert not list((newcomer / "runs").glob("*/status.json"))
 
 
 @pytest.mark.slow

@@ -174,7 +174,7 @@ class FilesSource(StrictModel):
         In rows of text each has at least a line end or a delimiter of its own, and escapes only make them longer.
         """
         found = self.readings(split)
-        if any(how.compression or how.format == "parquet" for _, how in found):
+        if any(how.packed for _, how in found):
             return None
         return sum(file.stat().st_size + 1 for file, _ in found)
 

@@ -56,6 +56,11 @@ class Reading:
     format: Format
     compression: Compression
 
+    @property
+    def packed(self) -> bool:
+        """Whether the file's size says nothing of how much text it holds."""
+        return bool(self.compression) or self.format == "parquet"
+
     def __str__(self) -> str:
         return f"{self.format}, {self.compression}" if self.compression else self.format
 

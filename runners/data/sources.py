@@ -41,6 +41,7 @@ class Documents:
         self.files: dict[Split, list[dict[str, Any]]] = {}
         self._held_out: set[bytes] | None = None
         self._first_bad: dict[Split, str] = {}
+        self._shares: dict[Split, float] = {}
 
     def fetch(self, say: Callable[[str], None]) -> None:
         """Have every wheel here before work starts, so that one that cannot be had fails early; say what is taken."""
@@ -78,6 +79,12 @@ class Documents:
         self.counts[split] = counts
         if not seen:
             raise self._nothing(split, counts)
+        if split == "validation":
+            self._held_out = seen  # not read again before training text
+
+    def share_read(self, split: Split) -> float | None:
+        """How much of a split has been read by now (0 … 1); None where only reading it to the end would tell."""
+        return self._shares.get(split)
 
     def bad_rows(self, split: Split) -> str:
         """How many rows of a split that has been read were skipped, and the first, in words; empty where none was."""
@@ -103,25 +110,42 @@ class Documents:
         if isinstance(self.source, FilesSource):
             return self._from_files(self.source, split, counts)
         if isinstance(self.source, SyntheticSource):
-            return (Document(self.source.task.type, text) for text in self.source.documents(split))
+            return self._from_task(self.source, split)
         return self._from_hub(self.source, split, counts)
 
+    def _from_task(self, source: SyntheticSource, split: Split) -> Iterator[Document]:
+        for number, text in enumerate(source.documents(split), start=1):
+            self._shares[split] = number / getattr(source, split)
+            yield Document(source.task.type, text)
+
     def _from_packages(self, source: PackagesSource, split: Split) -> Iterator[Document]:
-        for pin in sorted(getattr(source, split), key=pin_name):
-            for _, text in packages.read_texts(packages.fetch(pin, self.cache), source.extensions):
+        pins = sorted(getattr(source, split), key=pin_name)
+        wheels = [packages.fetch(pin, self.cache) for pin in pins]
+        total, read = sum(packages.num_bytes(wheel, source.extensions) for wheel in wheels), 0
+        for pin, wheel in zip(pins, wheels, strict=True):
+            for _, text in packages.read_texts(wheel, source.extensions):
+                read += len(text.encode())
+                self._shares[split] = read / max(total, 1)
                 yield Document(pin_name(pin), text)
 
     def _from_files(self, source: FilesSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
         self.files[split] = []
-        for file, how in source.readings(split):
+        found = source.readings(split)
+        total, read = sum(file.stat().st_size for file, _ in found), 0
+        for file, how in found:
             rows: Counter[str] = Counter(rows=0, bad_rows=0)
+            inside = 0
             for row in read_rows(file, how, source.text_field):
                 rows["rows"] += 1
                 if isinstance(row, BadRow):
                     rows["bad_rows"] += 1
                     self._skip(split, file.as_posix(), row, counts)
                 else:
+                    if not how.packed:  # no more of the file than its text, of which nobody knows how it was packed
+                        inside += len(row.encode())
+                    self._shares[split] = (read + inside) / max(total, 1)
                     yield Document(file.as_posix(), row)
+            read += file.stat().st_size
             self.files[split].append({"file": file.as_posix(), "read_as": str(how), **rows})
 
     def _from_hub(self, source: HubSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
@@ -131,8 +155,10 @@ class Documents:
         rows = _rows(
             str(folder) if folder.is_dir() else source.dataset, source.config, split=name, revision=source.revision
         )
-        first = int(start or 0)
-        for number, row in enumerate(islice(rows, first, int(stop) if stop else None), start=first + 1):
+        first, last = int(start or 0), int(stop) if stop else None
+        for number, row in enumerate(islice(rows, first, last), start=first + 1):
+            if last is not None:
+                self._shares[split] = (number - first) / (last - first)
             place = f"row {number} of {name}"
             if source.text_field in row:
                 text = as_text(row[source.text_field], place)

@@ -46,15 +46,10 @@ def pieces(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """``backend``: a `tokenizers.Tokenizer`; ``end_id``: the id put behind every document.
-
-    ``in_pieces``: whether long texts go through it in :func:`pieces`; of a tokenizer that was made elsewhere it is not
-    known that the tokens would be the same, and one core encodes each text.
-    """
+    """``backend``: a `tokenizers.Tokenizer`; ``end_id``: the id put behind every document."""
 
     backend: Any
     end_id: int
-    in_pieces: bool = False
 
     def __post_init__(self) -> None:
         self.backend.encode_special_tokens = True
@@ -65,6 +60,27 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id, special tokens included."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def in_pieces(self) -> bool:
+        """Whether long texts go through it in :func:`pieces`. Where the tokens may differ, one core encodes each text.
+
+        GPT-2's pattern finds the pre-tokens, perhaps behind a split at digits, which looks at no neighbours either; and
+        nothing else looks at the text: no normalizer, no added word that is ordinary text, no space that is put first.
+        """
+        state = json.loads(self.backend.to_str())
+        found = state["pre_tokenizer"] or {}
+        *before, last = found.get("pretokenizers") or [found]
+        return (
+            state["normalizer"] is None
+            and state["model"]["type"] == "BPE"
+            and not state["model"].get("dropout")
+            and all(token["special"] for token in state["added_tokens"])
+            and all(step["type"] == "Digits" for step in before)
+            and last.get("type") == "ByteLevel"
+            and last["use_regex"]
+            and not last["add_prefix_space"]
+        )
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (t,) of each text. Text that spells a special token is encoded as the text it is."""
@@ -177,7 +193,7 @@ def _train_bpe(config: BPETokenizer, texts: Callable[[], Iterable[str]]) -> Text
             path=("data", "tokenizer", "vocab_size"), received=received, allowed=f"at most {found}, or more text"
         )
         raise ConfigError([problem])
-    return TextTokenizer(tokenizer, end_id=0, in_pieces=True)
+    return TextTokenizer(tokenizer, end_id=0)
 
 
 def _numbers(config: NumbersTokenizer) -> TextTokenizer:

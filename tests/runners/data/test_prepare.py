@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from llama_variants.errors import ConfigError
-from runners.data import Corpus, DataConfig, DataError, packages, prepare
+from runners.data import Corpus, DataConfig, DataError, packages, prepare, shards
 from runners.data.token_bytes import token_bytes
 from tests.conftest import ROOT
 from tests.runners.data.wheels import cached
@@ -200,9 +200,24 @@ def test_damage_to_shards_is_found(two_wheels, tmp_path):
     file.write_bytes(content)
     with pytest.raises(DataError, match="train.bin is not what was built"):
         corpus.verify()
+    with pytest.raises(DataError, match="train.bin is not what was built"):  # as whoever trains on it calls
+        prepare(two_wheels, tmp_path)
     file.write_bytes(content[:-2])
     with pytest.raises(DataError, match=r"train.bin has .* bytes"):
         prepare(two_wheels, tmp_path)
+    manifest = corpus.folder / "manifest.json"
+    for damaged in (manifest.read_text().replace("train.bin", "train.bim"), manifest.read_text()[:-9]):
+        manifest.write_text(damaged)
+        with pytest.raises(DataError, match="manifest.json is not what was built; delete"):
+            prepare(two_wheels, tmp_path)
+
+
+@pytest.mark.parametrize("characters", [1, 700, 2**21])
+def test_how_documents_are_put_together_for_encoding_changes_no_byte(tmp_path, monkeypatch, characters):
+    monkeypatch.setattr(shards, "_CHUNK", characters)
+    pin_a = cached(tmp_path, "a", {f"a/{i}.py": text(f"w{i}_", 9 * i % 200) for i in range(30)})
+    pin_b = cached(tmp_path, "b", {"b.py": text("held")})
+    assert prepare(packages_config([pin_a], [pin_b]), tmp_path).fingerprint == "d595aca26ace7445"
 
 
 BUILD = """
@@ -216,7 +231,7 @@ print(prepare(config, pathlib.Path("."), lambda text: print(text, flush=True)).f
 
 @pytest.mark.slow
 def test_builds_at_once_and_builds_that_were_killed(tmp_path):
-    """Killed at any moment a build leaves nothing that is believed; two at once make one corpus."""
+    """Killed at any step a build leaves nothing that is believed, and the next begins anew; two at once make one."""
     pin_a = cached(tmp_path, "a", {f"a/{i}.py": text(f"w{i}_", 3000) for i in range(120)})
     pin_b = cached(tmp_path, "b", {"b.py": text("held")})
     config = packages_config([pin_a], [pin_b])
@@ -228,15 +243,18 @@ def test_builds_at_once_and_builds_that_were_killed(tmp_path):
             [sys.executable, "-c", BUILD], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
         )
 
-    for delay_s in (0.02, 0.15, 0.3):
+    for begun in ("*.lock", "*.partial/validation.bin", "*.partial/train.bin", "*.partial/train.offsets.npy"):
         process = start()
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(delay_s)
+        while process.poll() is None and not list((tmp_path / "corpora").glob(begun)):
+            time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert not list(tmp_path.glob("corpora/*/manifest.json")) or (prepare(config, tmp_path).verify() is None)
+        assert process.returncode == -signal.SIGKILL, begun
+        assert not list(tmp_path.glob("corpora/*/manifest.json"))
+    prepare(config, tmp_path).verify()
+    assert not list(tmp_path.glob("corpora/*.partial"))
     shutil.rmtree(tmp_path / "corpora")
     outputs = [process.communicate()[0].splitlines() for process in (start(), start())]
     assert outputs[0][-1] == outputs[1][-1]

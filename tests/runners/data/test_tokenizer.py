@@ -71,8 +71,16 @@ def with_added_words() -> Tokenizer:
     return tokenizer
 
 
+def digits_apart() -> Tokenizer:
+    tokenizer = byte_level(add_prefix_space=False)
+    parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    return tokenizer
+
+
 LOSSLESS: dict[str, Callable[[], Tokenizer]] = {
     "as GPT-2": lambda: byte_level(add_prefix_space=False),
+    "as SmolLM2": digits_apart,
     "with a space before": lambda: byte_level(add_prefix_space=True),
     "as Llama 2": byte_fallback,
     "with added words": with_added_words,
@@ -90,16 +98,23 @@ def corpus_with(folder: Path, tokenizer: Tokenizer, train: list[str], validation
     return prepare(DataConfig.model_validate(config), folder / "cache")
 
 
+@pytest.mark.parametrize("name", ["own", *LOSSLESS])
 @given(st.lists(st.sampled_from(["word", " ", "\n", "  ", "\u00a0", "\x1c", "'s", "12", "é", "漢", "🙂", "\r", "."])))
-def test_in_pieces_a_text_has_the_same_tokens(bpe, parts):
+def test_in_pieces_a_text_has_the_same_tokens(bpe, name, parts):
     text = "".join(parts)
+    tokenizer = bpe if name == "own" else TextTokenizer(_tokenizer(name), 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_PIECE", 3)
         cut = list(pieces(text))
-        (in_pieces,) = bpe.encode([text])
+        (in_pieces,) = tokenizer.encode([text])
     assert "".join(cut) == text
-    whole = bpe.backend.encode_batch([text], add_special_tokens=False)[0].ids
+    whole = tokenizer.backend.encode_batch([text], add_special_tokens=False)[0].ids
     assert in_pieces.tolist() == whole
+
+
+def test_only_a_tokenizer_that_nothing_tells_is_in_pieces_works_in_pieces():
+    can = {name for name in LOSSLESS if TextTokenizer(_tokenizer(name), 1).in_pieces}
+    assert can == {"as GPT-2", "as SmolLM2"}
 
 
 def test_a_long_document_goes_through_in_many_pieces_with_the_tokens_of_the_whole(bpe, monkeypatch):
