@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import codecs
 import glob
-import hashlib
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
+    PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
     Strict,
@@ -26,54 +27,16 @@ from pydantic import (
 from llama_variants.errors import ConfigError, Problem, StrictModel, matching
 from llama_variants.errors import Path as FieldPath
 from llama_variants.types import OBSERVES, Neutral, bearing
+from runners.data.declared import Pins, check_commit, contents, local, pin_name, version
+from runners.data.declared import file_sha256 as file_sha256
 from runners.data.formats import Format, Reading, open_stream, reading, summary
 from runners.data.synthetic import SyntheticSource
+from runners.data.tokenizer_config import NumbersTokenizer, TokenizerConfig
 
 PIPELINE_VERSION = 1
 """Raised whenever the same declaration gives other token bytes, so that old shards and old runs stop counting."""
 
-Pin = Annotated[
-    str,
-    matching(
-        r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+ sha256:[0-9a-f]{64}",
-        "a wheel as 'name==version sha256:' and 64 hex digits, which `pip hash` prints",
-    ),
-]
-"""One wheel: ``name==version sha256:digest``."""
-Pins = Annotated[tuple[Pin, ...], Strict(False), Field(min_length=1)]
 Globs = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
-
-
-def pin_name(pin: str) -> str:
-    """The package's name in its normal form (lower case, hyphens)."""
-    return re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower()
-
-
-def file_sha256(file: Path) -> str:
-    """Hex digest of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def local(name: str) -> Path:
-    """A path as a file writes it: with ``~`` for the home folder, and left alone where there is no such user."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111
-
-
-def _contents(files: Iterable[Path]) -> list[list[str]]:
-    """Name and digest of each file, without its folder."""
-    return [[file.name, _digest_at(file.resolve(), *_version(file))] for file in files]
-
-
-def _version(file: Path) -> tuple[int, int]:
-    """What changes when a file's content does; what is computed of the content is kept under it."""
-    stat = file.stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
-@lru_cache(maxsize=4096)  # a plan asks once for each of its arms
-def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
-    return file_sha256(file)
 
 
 @lru_cache(maxsize=4096)
@@ -156,7 +119,7 @@ class FilesSource(StrictModel):
         problems: list[Problem] = []
         for file in self.files(split):
             try:
-                how = _reading_at(file, *_version(file), self.format, path)
+                how = _reading_at(file, *version(file), self.format, path)
                 found.append((file, how))
             except ConfigError as error:
                 problems += error.problems
@@ -187,8 +150,8 @@ class FilesSource(StrictModel):
         for split in ("train", "validation"):
             found = self.readings(split)
             splits[split] = [
-                named if _read_alike(file, *_version(file), how) else [*named, str(how)]
-                for (file, how), named in zip(found, _contents(file for file, _ in found), strict=True)
+                named if _read_alike(file, *version(file), how) else [*named, str(how)]
+                for (file, how), named in zip(found, contents(file for file, _ in found), strict=True)
             ]
         kept = {digest for _, digest, *_ in splits["validation"]}
         if kept.issuperset(digest for _, digest, *_ in splits["train"]):
@@ -245,90 +208,79 @@ class HubSource(StrictModel):
         files = sorted(file for file in local(self.dataset).rglob("*") if file.is_file())
         if not files:
             check_commit(self.revision, ("data", "source", "revision"))
-        return bearing(self, self.model_dump(mode="json")) | ({"files": _contents(files)} if files else {})
+        return bearing(self, self.model_dump(mode="json")) | ({"files": contents(files)} if files else {})
 
 
-def check_commit(revision: str, path: FieldPath) -> None:
-    """Raises ConfigError for a revision that can move, as a branch or a tag does."""
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        allowed = "the 40 hex digits of a commit: a branch or a tag moves"
-        raise ConfigError([Problem(path=path, received=repr(revision), allowed=allowed)])
+class Part(StrictModel):
+    """A source in a mixture. It is read ``max_epochs`` times at most."""
+
+    weight: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+    source: Annotated[PackagesSource | FilesSource | HubSource, Field(discriminator="type")]
+    max_epochs: PositiveInt = 1
 
 
-class BPETokenizer(StrictModel):
-    """A byte-level BPE trained on the training split."""
-
-    type: Literal["bpe"]
-    vocab_size: Annotated[int, Field(ge=257)]  # the bytes and the end-of-text token
-    train_bytes: PositiveInt = 8_000_000  # about as much text is sampled to learn the merges from
-
-    def identity(self) -> dict[str, Any]:
-        """The declaration and the training text give the same tokenizer everywhere."""
-        return self.model_dump(mode="json")
+PartName = Annotated[str, matching(r"\w[\w.-]*", "a name of letters, digits, and . _ -")]
 
 
-class PretrainedTokenizer(StrictModel):
-    """A tokenizer that transformers loads: a local folder or a hub id, or a GGUF file in either."""
+class MixtureSource(StrictModel):
+    """Several sources, their documents interleaved so that each has its weight's share of the training tokens.
 
-    type: Literal["pretrained"]
-    path: str
-    revision: str | None = None  # required for a hub id
-    gguf_file: str | None = None
-    end_of_text: str | None = None  # the token behind every document; without it, the tokenizer's own
+    Weights count relative to their sum. The mixture has ``tokens`` training tokens, and up to a document more; without
+    that number it ends when the first part is used up. Validation is the validation text of all parts.
+    """
 
-    def identity(self) -> dict[str, Any]:
-        """A hub id by its revision, a local folder by the content of its tokenizer files.
+    type: Literal["mixture"]
+    parts: Annotated[
+        dict[PartName, Part], Field(min_length=2), AfterValidator(lambda parts: dict(sorted(parts.items())))
+    ]
+    tokens: PositiveInt | None = None
 
-        Raises ConfigError for a hub id without the revision of a commit, and for a folder without such files.
-        """
-        folder = local(self.path)
-        if not folder.is_dir():
-            if self.revision is None:
-                received = f"{self.path!r}, which is no folder, and no revision"
-                problem = Problem(
-                    path=("data", "tokenizer"), received=received, allowed="a folder, or a hub id and its revision"
-                )
-                raise ConfigError([problem])
-            check_commit(self.revision, ("data", "tokenizer", "revision"))
-            return self.model_dump(mode="json")
-        suffixes = (".json", ".txt", ".model")  # every form of vocabulary that transformers reads
-        names = [self.gguf_file] if self.gguf_file else [f.name for f in folder.iterdir() if f.suffix in suffixes]
-        files = [folder / name for name in sorted(names) if (folder / name).is_file()]
-        if not files:
-            received = f"{self.path!r}, without {self.gguf_file or 'tokenizer files'}"
-            problem = Problem(
-                path=("data", "tokenizer", "path"), received=received, allowed="a folder that holds a tokenizer"
-            )
-            raise ConfigError([problem])
-        return self.model_dump(mode="json", exclude={"path"}) | {"files": _contents(files)}
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the training tokens, by part; they add up to 1."""
+        total = sum(part.weight for part in self.parts.values())
+        return {name: part.weight / total for name, part in self.parts.items()}
 
+    def taken(self, split: str) -> str:
+        """Which files a split takes, in a line."""
+        files = {name: part.source for name, part in self.parts.items() if isinstance(part.source, FilesSource)}
+        return "; ".join(f"{name}: {source.taken(split)}" for name, source in files.items())
 
-class PackageTokenizer(StrictModel):
-    """A tokenizer inside a GGUF file that a pinned wheel carries."""
-
-    type: Literal["package"]
-    package: Pin
-    gguf_file: str  # the file's name; the one member of the wheel that ends so
-    end_of_text: str | None = None  # as above
+    def most_bytes(self, split: str) -> int | None:
+        """As :meth:`FilesSource.most_bytes`, with each part as often as it may be read."""
+        most = 0
+        for part in self.parts.values():
+            size = part.source.most_bytes(split) if isinstance(part.source, FilesSource) else None
+            if size is None:
+                return None
+            most += size * (part.max_epochs if split == "train" else 1)
+        return most
 
     def identity(self) -> dict[str, Any]:
-        """The pin stands for the content."""
-        return self.model_dump(mode="json")
+        """The identity of each part, and what decides how they are put together; not the order of the names."""
+        parts = {}
+        for name, part in self.parts.items():
+            with in_part(name):
+                declared = part.model_dump(mode="json", exclude={"source"})
+                parts[name] = declared | {"source": part.source.identity()}
+        return {"type": self.type, "tokens": self.tokens, "parts": parts}
 
 
-class NumbersTokenizer(StrictModel):
-    """Numbers between spaces, as tasks write them: each is the token of that id. Id 0 ends a document."""
+@contextmanager
+def in_part(name: str) -> Iterator[None]:
+    """Problems of a source inside are those of the part ``name`` of a mixture, and say so."""
+    try:
+        yield
+    except ConfigError as error:
+        own = ("data", "source")
+        place = (*own, "parts", name, "source")
+        raise ConfigError(
+            replace(problem, path=place + problem.path[2:]) if problem.path[:2] == own else problem
+            for problem in error.problems
+        ) from None
 
-    type: Literal["numbers"]
-    vocab_size: Annotated[int, Field(ge=2)]
 
-    def identity(self) -> dict[str, Any]:
-        """The declaration."""
-        return self.model_dump(mode="json")
-
-
-Source = PackagesSource | FilesSource | HubSource | SyntheticSource
-TokenizerConfig = BPETokenizer | PretrainedTokenizer | PackageTokenizer | NumbersTokenizer
+Source = PackagesSource | FilesSource | HubSource | SyntheticSource | MixtureSource
 
 
 class DataConfig(StrictModel):

@@ -12,11 +12,10 @@ from filelock import FileLock
 
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
-from runners.data.config import PIPELINE_VERSION, DataError, FilesSource, Source, file_sha256
+from runners.data.config import PIPELINE_VERSION, DataError, FilesSource, MixtureSource, Source, file_sha256
 from runners.data.manifest import dtype_of, open_built, write_manifest
 from runners.data.progress import Say, silent
-from runners.data.shards import write_split
-from runners.data.sources import Documents
+from runners.data.shards import open_source, write_split
 from runners.data.tokenizer import TextTokenizer
 
 
@@ -52,7 +51,7 @@ def _build(
     say: Say,
 ) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
-        documents = Documents(source, cache)
+        documents = open_source(source, cache)
         dtype = dtype_of(tokenizer)
         tokenizer.save(partial / "tokenizer.json")
         split = write_split(documents, "validation", tokenizer, dtype, partial, say)
@@ -68,6 +67,8 @@ def _identity(source: Source) -> dict[str, Any]:
     if isinstance(source, FilesSource):
         files = [[path.as_posix(), file_sha256(path), str(how)] for path, how in source.readings("validation")]
         return {"type": source.type, "text_field": source.text_field, "on_bad_row": source.on_bad_row, "files": files}
+    if isinstance(source, MixtureSource):
+        return {"type": source.type, "parts": {name: _identity(part.source) for name, part in source.parts.items()}}
     return {name: value for name, value in source.identity().items() if name != "train"}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from runners.data.batches import Corpus
 from runners.data.config import DataError, file_sha256
+from runners.data.mixture import Mixture
 from runners.data.sources import Documents
 from runners.data.tokenizer import TextTokenizer
 
@@ -20,7 +21,7 @@ def write_manifest(
     identity: dict[str, Any],
     tokenizer: TextTokenizer,
     splits: dict[str, dict[str, Any]],
-    documents: Documents,
+    documents: Documents | Mixture,
 ) -> None:
     """Write manifest.json last: what the other files of ``folder`` are, and a fingerprint of all."""
     digests = {name: file_sha256(folder / name) for name in sorted(file.name for file in folder.iterdir())}

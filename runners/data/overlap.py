@@ -102,5 +102,9 @@ def document_at(corpus: Corpus, split: str, place: int) -> str:
     offsets = np.load(corpus.folder / f"{split}.offsets.npy")
     number = int(np.searchsorted(offsets, place, side="right"))
     domains = corpus.manifest["splits"][split]["domains"]
-    domain = next(name for name, one in domains.items() if one["start"] <= place < one["start"] + one["tokens"])
+    index = corpus.folder / f"{split}.domains.npy"
+    if index.exists():  # of a mixture, whose domains do not stand together
+        domain = list(domains)[np.load(index)[number - 1]]
+    else:
+        domain = next(name for name, one in domains.items() if one["start"] <= place < one["start"] + one["tokens"])
     return f"{domain}, document {number:,} of {len(offsets) - 1:,}"

@@ -20,21 +20,23 @@ from runners.data import tokenizer as tokenizers
 from runners.data.atomic import whole_folder
 from runners.data.batches import Corpus
 from runners.data.config import (
-    BPETokenizer,
     DataConfig,
     DataError,
     FilesSource,
-    PretrainedTokenizer,
+    MixtureSource,
     Sizes,
-    local,
+    Source,
     too_large,
 )
+from runners.data.declared import local
 from runners.data.manifest import dtype_of, open_built, read_manifest, write_manifest
+from runners.data.mixture import Mixture
 from runners.data.passages import holds_any, passage_hashes
 from runners.data.progress import Progress, Say, silent
 from runners.data.sources import Document, Documents, Split
 from runners.data.synthetic import SyntheticSource
 from runners.data.tokenizer import TextTokenizer
+from runners.data.tokenizer_config import BPETokenizer, PretrainedTokenizer
 
 _CHUNK = 2**21  # characters encoded together: a second of work for one core
 _AHEAD = 2  # such chunks are encoded while a third is written, so that no core waits for the last document of one
@@ -87,7 +89,7 @@ def known_sizes(config: DataConfig, cache: Path) -> Sizes:
         each = config.source.task.length + 1
         counts = {"train": config.source.train * each, "validation": config.source.validation * each}
         return Sizes(**counts, vocab=config.source.task.num_symbols + 1)
-    if isinstance(config.source, FilesSource) and isinstance(config.tokenizer, BPETokenizer):
+    if isinstance(config.source, FilesSource | MixtureSource) and isinstance(config.tokenizer, BPETokenizer):
         most = {split: config.source.most_bytes(split) for split in ("train", "validation")}
         return Sizes(**most, vocab=config.tokenizer.vocab_size)
     return Sizes()
@@ -107,7 +109,7 @@ def _build(
     vocab_size: int | None,
 ) -> None:
     with whole_folder(folder.with_suffix(".partial"), folder) as partial:
-        documents = Documents(config.source, cache)
+        documents = open_source(config.source, cache)
         documents.fetch(say)
         say("reading the text and making the tokenizer")
         tokenizer = tokenizers.make(config.tokenizer, lambda: (d.text for d in documents.read("train")), cache)
@@ -125,8 +127,13 @@ def _build(
     )
 
 
+def open_source(source: Source, cache: Path) -> Documents | Mixture:
+    """The documents of a source of any type."""
+    return Mixture(source, cache) if isinstance(source, MixtureSource) else Documents(source, cache)
+
+
 def write_split(
-    documents: Documents,
+    documents: Documents | Mixture,
     split: Split,
     tokenizer: TextTokenizer,
     dtype: np.dtype[Any],
@@ -140,26 +147,37 @@ def write_split(
     Documents with a passage out of ``without`` (of :func:`runners.data.passages.passage_hashes`, sorted) are left out.
     """
     offsets = [0]
-    num_bytes = num_shared = 0
-    domains: dict[str, dict[str, int]] = {}  # in order; the documents of one stand together
+    num_bytes = 0
+    shared: set[bytes] = set()  # in a mixture one may be met again
+    domains: dict[str, dict[str, int]] = {}  # in order; the documents of one stand together, but in a mixture
+    parts: dict[str, dict[str, int]] = {}
+    numbers: dict[str, int] = {}
+    places: list[int] = []  # of each document, the number of its domain
     end = np.asarray([tokenizer.end_id])
     losses = _Losses()
+
+    def encode(texts: Iterable[Document]) -> Iterator[tuple[Document, np.ndarray]]:
+        for document, ids in _encoded(tokenizer, texts):
+            if without is not None and len(without) and holds_any(without, ids):
+                shared.add(document.digest)
+            else:
+                yield document, ids
+
     with (folder / f"{split}.bin").open("wb") as file, closing(Progress(split, say)) as progress:
-        for number, (document, ids) in enumerate(_encoded(tokenizer, documents.read(split))):
+        for number, (document, ids) in enumerate(documents.encoded(split, encode)):
             if number and number % _SAMPLED == 0:
                 losses.check()
             share = documents.share_read(split)
             progress.at(documents=len(offsets) - 1, num_bytes=num_bytes, tokens=offsets[-1], share=share)
-            if without is not None and len(without) and holds_any(without, ids):
-                num_shared += 1
-                continue
             file.write(np.concatenate((ids, end)).astype(dtype).tobytes())
             size = len(document.text.encode())
             sampled = number % _SAMPLED == 0 or document.domain not in domains
             losses.look(tokenizer, document, ids, size, sampled=sampled)
-            record = domains.setdefault(document.domain, {"start": offsets[-1], "tokens": 0, "bytes": 0})
-            record["tokens"] += len(ids) + 1
-            record["bytes"] += size
+            for records, name in ((domains, document.domain), (parts, document.part)):
+                record = records.setdefault(name, {"start": offsets[-1], "tokens": 0, "bytes": 0})
+                record["tokens"] += len(ids) + 1
+                record["bytes"] += size
+            places.append(numbers.setdefault(document.domain, len(numbers)))
             num_bytes += size
             offsets.append(offsets[-1] + len(ids) + 1)
         losses.check()
@@ -170,23 +188,26 @@ def write_split(
     counts = documents.counts[split]
     left_out = {
         "that validation has": counts["in_validation"],
-        "with passages of validation": num_shared,
+        "with passages of validation": len(shared),
         "there twice": counts["duplicates"],
     }
     if told := ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count):
         say(f"{split}: documents left out: {told}")
     np.save(folder / f"{split}.offsets.npy", np.asarray(offsets, dtype="<i8"))
+    if isinstance(documents, Mixture):
+        np.save(folder / f"{split}.domains.npy", np.asarray(places, dtype="<i4"))
     return {
         "tokens": offsets[-1],
         "documents": len(offsets) - 1,
         "bytes": num_bytes,
         "duplicates_dropped": counts["duplicates"] + counts["in_validation"],
         "in_validation": counts["in_validation"],
-        "with_passages_of_validation": num_shared,
+        "with_passages_of_validation": len(shared),
         "empty": counts["empty"],
         "bad_rows": counts["bad_rows"],
         "characters_lost": losses.lost,
         "domains": domains,
+        **({"parts": parts} if isinstance(documents, Mixture) else {}),
     }
 
 

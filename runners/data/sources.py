@@ -4,42 +4,52 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import DataError, FilesSource, HubSource, PackagesSource, Source, local, pin_name
+from runners.data.config import DataError, FilesSource, HubSource, PackagesSource, local, pin_name
 from runners.data.rows import BadRow, as_text, read_rows
 from runners.data.synthetic import SyntheticSource
 
 Split = Literal["train", "validation"]
+Encode = Callable[[Iterable["Document"]], Iterator[tuple["Document", np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and what it is filed under: its package, its file, or its dataset."""
+    """One text and what it is filed under: its package, its file, or its dataset; in a mixture also its ``part``."""
 
     domain: str
     text: str
+    part: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """Of the text."""
+        return hashlib.sha256(self.text.encode()).digest()
 
 
 class Documents:
     """The documents of both splits. A text that is in both belongs to validation alone.
 
-    ``counts``: of each split that has been read to its end, how many texts were left out: ``duplicates``,
+    ``counts``: of each split, how many texts were left out as far as it has been read: ``duplicates``,
     ``in_validation``, ``empty`` and ``bad_rows``. ``files``: of a split's files, how each was read, and its rows.
     """
 
-    def __init__(self, source: Source, cache: Path) -> None:
+    def __init__(self, source: PackagesSource | FilesSource | HubSource | SyntheticSource, cache: Path) -> None:
         self.source = source
         self.cache = cache
         self.counts: dict[Split, Counter[str]] = {}
         self.files: dict[Split, list[dict[str, Any]]] = {}
-        self._held_out: set[bytes] | None = None
+        self._whole: set[Split] = set()
+        self._held_out: Set[bytes] | None = None
         self._first_bad: dict[Split, str] = {}
         self._shares: dict[Split, float] = {}
 
@@ -58,15 +68,13 @@ class Documents:
 
         Raises ConfigError at a row without text, where such are not to be skipped, and when nothing is left.
         """
-        held_out: set[bytes] = set()
-        if split == "train":
-            if self._held_out is None:
-                self._held_out = {_digest(document.text) for document in self._raw("validation", Counter())}
-            held_out = self._held_out
+        held_out = self.held_out() if split == "train" else frozenset()
         seen: set[bytes] = set()
         counts: Counter[str] = Counter()
+        if split not in self._whole:
+            self.counts[split] = counts
         for document in self._raw(split, counts):
-            digest = _digest(document.text)
+            digest = document.digest
             if not document.text:
                 counts["empty"] += 1
             elif digest in held_out:
@@ -76,11 +84,25 @@ class Documents:
             else:
                 seen.add(digest)
                 yield document
-        self.counts[split] = counts
+        self._whole.add(split)
         if not seen:
             raise self._nothing(split, counts)
-        if split == "validation":
+        if split == "validation" and self._held_out is None:
             self._held_out = seen  # not read again before training text
+
+    def encoded(self, split: Split, encode: Encode) -> Iterator[tuple[Document, np.ndarray]]:
+        """Every document of ``split`` with its token ids (t,), which ``encode`` makes."""
+        return encode(self.read(split))
+
+    def held_out(self) -> Set[bytes]:
+        """Digests of the validation texts, none of which is training text."""
+        if self._held_out is None:
+            self._held_out = {document.digest for document in self._raw("validation", Counter())}
+        return self._held_out
+
+    def keep_out(self, digests: Set[bytes]) -> None:
+        """Have ``digests`` in place of those of its own validation texts."""
+        self._held_out = digests
 
     def share_read(self, split: Split) -> float | None:
         """How much of a split has been read by now (0 … 1); None where only reading it to the end would tell."""
@@ -129,7 +151,9 @@ class Documents:
                 yield Document(pin_name(pin), text)
 
     def _from_files(self, source: FilesSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
-        self.files[split] = []
+        read_so: list[dict[str, Any]] = []
+        if split not in self._whole:
+            self.files[split] = read_so
         found = source.readings(split)
         total, read = sum(file.stat().st_size for file, _ in found), 0
         for file, how in found:
@@ -146,7 +170,7 @@ class Documents:
                     self._shares[split] = (read + inside) / max(total, 1)
                     yield Document(file.as_posix(), row)
             read += file.stat().st_size
-            self.files[split].append({"file": file.as_posix(), "read_as": str(how), **rows})
+            read_so.append({"file": file.as_posix(), "read_as": str(how), **rows})
 
     def _from_hub(self, source: HubSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
         name, _, bounds = getattr(source, split).rstrip("]").partition("[")  # "train" or "train[2000:50000]"
@@ -192,7 +216,3 @@ def _rows(*arguments: str | None, **options: Any) -> Iterator[dict[str, Any]]:
         yield from datasets.load_dataset(*arguments, streaming=True, **options)
     except Exception as error:  # whatever a hub, a script or a parser may raise, at once or at some row
         raise DataError(f"datasets could not read {arguments[0]}: {type(error).__name__}: {error}") from None
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

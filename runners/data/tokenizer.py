@@ -15,13 +15,8 @@ import numpy as np
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import (
-    BPETokenizer,
-    NumbersTokenizer,
-    PackageTokenizer,
-    TokenizerConfig,
-    local,
-)
+from runners.data.declared import local
+from runners.data.tokenizer_config import BPETokenizer, NumbersTokenizer, PackageTokenizer, TokenizerConfig
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
-from runners.data.config import DataConfig, PackageTokenizer
+from runners.data.config import DataConfig
+from runners.data.tokenizer_config import PackageTokenizer
 
 
 def fetch_weights(data: DataConfig, cache: Path) -> Path:

@@ -15,7 +15,10 @@ from runners.planning.components import PROBE, ProbeConfig
 
 @PROBE.register("loss_by_domain")
 class LossByDomain:
-    """Mean next-token cross-entropy over the windows that begin in each domain: a package, a file, a dataset."""
+    """Mean next-token cross-entropy over the windows that begin in each domain: a package, a file, a dataset.
+
+    Of a mixture, also of each part.
+    """
 
     class Config(ProbeConfig):
         """No fields."""
@@ -26,12 +29,13 @@ class LossByDomain:
         self.config = config
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        """A loss for each domain in which a window begins."""
+        """A loss for each part and domain in which a window begins."""
         split, seq_len = subject.corpus.validation, subject.recipe.train.seq_len
         losses = subject.evaluation.windows  # (n,)
         starts = torch.from_numpy(split.fixed_places(subject.num_windows, seq_len)) * seq_len
         found: dict[str, float] = {}
-        for name, domain in subject.corpus.manifest["splits"]["validation"]["domains"].items():
+        record = subject.corpus.manifest["splits"]["validation"]
+        for name, domain in (*record.get("parts", {}).items(), *record["domains"].items()):
             inside = (starts >= domain["start"]) & (starts < domain["start"] + domain["tokens"])
             if inside.any():
                 key = _key(name)

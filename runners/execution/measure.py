@@ -16,9 +16,11 @@ from llama_variants import LlamaForCausalLM, load_pretrained
 from llama_variants.errors import ConfigError, Problem
 from runners.data import prepare
 from runners.data.batches import Corpus
-from runners.data.config import PretrainedTokenizer, Source, file_sha256, too_large
+from runners.data.config import Source, too_large
+from runners.data.declared import file_sha256
 from runners.data.held_out import held_out
 from runners.data.tokenizer import make
+from runners.data.tokenizer_config import PretrainedTokenizer
 from runners.evaluation.subject import Subject
 from runners.planning.components import PROBE, ProbeConfig
 from runners.planning.recipe import Recipe

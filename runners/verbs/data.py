@@ -89,6 +89,9 @@ def _summary(corpus: Corpus) -> Iterator[str]:
         size = f"{record['tokens']:,} tokens in {record['documents']:,} documents"
         text = record["tokens"] - record["documents"]
         yield f"{split:<10} {size}, {record['bytes'] / 1e6:,.1f} MB, {record['bytes'] / max(1, text):.2f} bytes a token"
+        if parts := record.get("parts"):
+            shares = [f"{name} {one['tokens'] / record['tokens']:.1%}" for name, one in parts.items()]
+            yield f"{'':<10} parts, in tokens: {', '.join(shares)}"
         reasons = {
             "duplicates_dropped": "there twice or in validation",
             "with_passages_of_validation": "with passages of validation",

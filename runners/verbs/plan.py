@@ -162,10 +162,12 @@ def preview(plan: Plan, root: Path, slots: Slots) -> Preview:
 
 
 def _files(control: PlannedArm) -> dict[str, str]:
-    from runners.data.config import FilesSource
+    from runners.data.config import FilesSource, MixtureSource
 
     source = control.recipe.data.source
-    return {split: source.taken(split) for split in ("train", "validation")} if isinstance(source, FilesSource) else {}
+    if not isinstance(source, FilesSource | MixtureSource):
+        return {}
+    return {split: taken for split in ("train", "validation") if (taken := source.taken(split))}
 
 
 def _row(arm: PlannedArm, control: PlannedArm, known: Statuses, others: Container[PlannedRun]) -> Row:

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from llama_variants.errors import ConfigError
 from runners.data import Corpus, DataConfig, prepare
 from runners.data import tokenizer as module
-from runners.data.config import BPETokenizer
 from runners.data.token_bytes import TokenBytes, token_bytes
 from runners.data.tokenizer import TextTokenizer, make, pieces
+from runners.data.tokenizer_config import BPETokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog; it's 12:30 and we're late.\n\n  Indented, twice  \n",
