@@ -188,7 +188,7 @@ HubSplit = Annotated[str, matching(r"[\w.-]+(\[\d*:\d*\])?", "a split's name, su
 class HubSource(StrictModel):
     """A dataset of the Hugging Face hub (or a local dataset folder), pinned by revision.
 
-    Documents are streamed, so a slice with an end downloads no more than it needs.
+    Documents are streamed, so a slice with an end downloads no more than it needs, and kept in the cache.
     """
 
     type: Literal["hub"]

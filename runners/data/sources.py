@@ -6,16 +6,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from llama_variants.errors import ConfigError, Problem
-from runners.data import packages
-from runners.data.config import DataError, FilesSource, HubSource, PackagesSource, local, pin_name
-from runners.data.rows import BadRow, as_text, read_rows
+from runners.data import hub, packages
+from runners.data.config import FilesSource, HubSource, PackagesSource, pin_name
+from runners.data.rows import BadRow, read_rows
 from runners.data.synthetic import SyntheticSource
 
 Split = Literal["train", "validation"]
@@ -173,25 +172,14 @@ class Documents:
             read_so.append({"file": file.as_posix(), "read_as": str(how), **rows})
 
     def _from_hub(self, source: HubSource, split: Split, counts: Counter[str]) -> Iterator[Document]:
-        name, _, bounds = getattr(source, split).rstrip("]").partition("[")  # "train" or "train[2000:50000]"
-        start, _, stop = bounds.partition(":")
-        folder = local(source.dataset)
-        rows = _rows(
-            str(folder) if folder.is_dir() else source.dataset, source.config, split=name, revision=source.revision
-        )
-        first, last = int(start or 0), int(stop) if stop else None
-        for number, row in enumerate(islice(rows, first, last), start=first + 1):
+        _, first, last = hub.bounds(getattr(source, split))
+        for number, row in enumerate(hub.read_dataset(source, split, self.cache), start=1):
             if last is not None:
-                self._shares[split] = (number - first) / (last - first)
-            place = f"row {number} of {name}"
-            if source.text_field in row:
-                text = as_text(row[source.text_field], place)
+                self._shares[split] = number / (last - first)
+            if isinstance(row, BadRow):
+                self._skip(split, source.dataset, row, counts)
             else:
-                text = BadRow(place, f"no {source.text_field!r}; its fields are {', '.join(row)}")
-            if isinstance(text, BadRow):
-                self._skip(split, source.dataset, text, counts)
-            else:
-                yield Document(source.dataset, text)
+                yield Document(source.dataset, row)
 
     def _skip(self, split: Split, name: str, row: BadRow, counts: Counter[str]) -> None:
         """Count a row that gives no text. Raises ConfigError where such are not to be skipped."""
@@ -205,14 +193,3 @@ class Documents:
             )
         counts["bad_rows"] += 1
         self._first_bad.setdefault(split, f"{where}: {row.found}")
-
-
-def _rows(*arguments: str | None, **options: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset, streamed: nothing is converted or cached on disk."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        yield from datasets.load_dataset(*arguments, streaming=True, **options)
-    except Exception as error:  # whatever a hub, a script or a parser may raise, at once or at some row
-        raise DataError(f"datasets could not read {arguments[0]}: {type(error).__name__}: {error}") from None

@@ -15,6 +15,7 @@ import numpy as np
 
 from llama_variants.errors import ConfigError, Problem
 from runners.data import packages
+from runners.data.config import DataError
 from runners.data.declared import local
 from runners.data.tokenizer_config import BPETokenizer, NumbersTokenizer, PackageTokenizer, TokenizerConfig
 
@@ -155,7 +156,7 @@ def make(config: TokenizerConfig, texts: Callable[[], Iterable[str]], cache: Pat
 
     Raises:
         ConfigError: when a pretrained tokenizer is not there or cannot be used, or the text is too little to train on.
-        DataError: when its wheel cannot be had.
+        DataError: when its wheel, or the hub, cannot be had.
     """
     if isinstance(config, BPETokenizer):
         return _train_bpe(config, texts)
@@ -210,6 +211,7 @@ def _sample(texts: Callable[[], Iterable[str]], num_bytes: int) -> Iterator[str]
 def load_auto(path: str, revision: str | None = None, gguf_file: str | None = None) -> Any:
     """A tokenizer as transformers' AutoTokenizer has it. Raises ConfigError for one that it cannot load."""
     import transformers
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     options = {"revision": revision} if revision else {}
     place = str(local(path)) if local(path).is_dir() else path
@@ -218,8 +220,11 @@ def load_auto(path: str, revision: str | None = None, gguf_file: str | None = No
         _ = loaded.backend_tokenizer  # which slow tokenizers lack
         return loaded
     except Exception as error:  # whatever transformers may raise for a path, a file or a missing extra
+        said = f"{gguf_file or path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if isinstance(error.__cause__, LocalEntryNotFoundError):  # neither fetched nor kept
+            raise DataError(f"could not fetch the tokenizer {said}") from None
         hint = "; a GGUF file needs the extra [gguf]" if gguf_file else ""
-        received = f"{gguf_file or path}: {type(error).__name__}: {str(error).splitlines()[0]}{hint}"
+        received = f"{said}{hint}"
         problem = Problem(
             path=("data", "tokenizer"), received=received, allowed="a tokenizer that transformers can load"
         )
