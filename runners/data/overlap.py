@@ -12,7 +12,7 @@ import numpy as np
 from llama_variants.errors import ConfigError, Problem
 from runners.data.atomic import write_atomically
 from runners.data.batches import Corpus
-from runners.data.passages import LENGTH, passage_hashes
+from runners.data.passages import LENGTH, in_stretches, passage_hashes
 
 PROBES = 64
 """Passages that are looked for, spread over the validation text."""
@@ -62,9 +62,11 @@ def _find(corpus: Corpus) -> Iterator[Shared]:
 
     held, train = np.asarray(corpus.validation.tokens), np.asarray(corpus.train.tokens)
     length, starts = min(LENGTH, len(held)), _starts(held)
-    wanted = passage_hashes(held, length)[starts]
-    places = np.flatnonzero(np.isin(passage_hashes(train, length), wanted))
-    first = {train[place : place + length].tobytes(): int(place) for place in places[::-1]}
+    wanted = np.concatenate([passage_hashes(held[start : start + length], length) for start in starts])
+    first: dict[bytes, int] = {}
+    for begin, hashes in in_stretches(train, length):
+        for at in (begin + np.flatnonzero(np.isin(hashes, wanted))).tolist():
+            first.setdefault(train[at : at + length].tobytes(), at)
     backend = Tokenizer.from_file(str(corpus.folder / "tokenizer.json"))
     for start in starts:
         passage = held[start : start + length]
@@ -87,13 +89,20 @@ def near_duplicates(corpus: Corpus, split: str) -> list[str]:
     Of all passages those are compared whose digest ends in four zero bits: a sixteenth, the same ones of equal texts.
     """
     tokens, offsets = np.asarray(getattr(corpus, split).tokens), np.load(corpus.folder / f"{split}.offsets.npy")
-    hashes = passage_hashes(tokens)
-    places = np.flatnonzero(hashes & np.uint64(15) == 0)
-    document = np.searchsorted(offsets, places, side="right") - 1
-    _, first, inverse = np.unique(hashes[places], return_index=True, return_inverse=True)
-    seen = document[first[inverse]] < document
+    kept = []
+    for start, hashes in in_stretches(tokens):
+        places = np.flatnonzero(hashes & np.uint64(15) == 0)
+        documents = np.searchsorted(offsets, start + places, side="right") - 1
+        kept.append((hashes[places], documents.astype(np.int32)))
+    if not kept:
+        return []
+    digests, document = map(np.concatenate, zip(*kept, strict=True))
+    order = np.argsort(digests, kind="stable")  # equal ones side by side, the first of them in front
+    digests, document = digests[order], document[order]
+    new = np.append(True, digests[1:] != digests[:-1])[: len(digests)]
+    seen = document[new][np.cumsum(new) - 1] < document
     counts = np.bincount(document, minlength=len(offsets) - 1)
-    shares = np.bincount(document, weights=seen, minlength=len(offsets) - 1) / np.maximum(counts, 1)
+    shares = np.bincount(document[seen], minlength=len(offsets) - 1) / np.maximum(counts, 1)
     return [document_at(corpus, split, int(offsets[i])) for i in np.flatnonzero((shares >= 0.5) & (counts > 0))]
 
 

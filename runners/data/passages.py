@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 LENGTH = 64
@@ -28,6 +30,17 @@ def passage_hashes(tokens: np.ndarray, length: int = LENGTH) -> np.ndarray:
             return found
         level = _mixed(level[:-size] * _BASE + level[size:])
         size *= 2
+
+
+def distinct(tokens: np.ndarray) -> np.ndarray:
+    """The digests that passages of ``tokens`` have, each once, sorted."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(hashes for _, hashes in in_stretches(tokens))]))
+
+
+def in_stretches(tokens: np.ndarray, length: int = LENGTH, stretch: int = 2**20) -> Iterator[tuple[int, np.ndarray]]:
+    """:func:`passage_hashes` of any number of tokens in bounded memory: each stretch's first place and digests."""
+    for start in range(0, len(tokens) - length + 1, stretch):
+        yield start, passage_hashes(tokens[start : start + stretch + length - 1], length)
 
 
 def _mixed(hashes: np.ndarray) -> np.ndarray:

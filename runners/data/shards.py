@@ -31,7 +31,7 @@ from runners.data.config import (
 from runners.data.declared import local
 from runners.data.manifest import dtype_of, open_built, read_manifest, write_manifest
 from runners.data.mixture import Mixture
-from runners.data.passages import holds_any, passage_hashes
+from runners.data.passages import distinct, holds_any
 from runners.data.progress import Progress, Say, silent
 from runners.data.sources import Document, Documents, Split
 from runners.data.synthetic import SyntheticSource
@@ -118,7 +118,7 @@ def _build(
         tokenizer.save(partial / "tokenizer.json")
         dtype = dtype_of(tokenizer)
         held = write_split(documents, "validation", tokenizer, dtype, partial, say)
-        passages = np.unique(passage_hashes(np.fromfile(partial / "validation.bin", dtype))) if config.dedupe else None
+        passages = distinct(np.fromfile(partial / "validation.bin", dtype)) if config.dedupe else None
         train = write_split(documents, "train", tokenizer, dtype, partial, say, without=passages)
         write_manifest(partial, identity, tokenizer, {"validation": held, "train": train}, documents)
     say(
@@ -144,7 +144,7 @@ def write_split(
 ) -> dict[str, Any]:
     """Encode one split into ``split``.bin and its document offsets; returns its part of the manifest.
 
-    Documents with a passage out of ``without`` (of :func:`runners.data.passages.passage_hashes`, sorted) are left out.
+    Documents with a passage out of ``without`` (:func:`runners.data.passages.distinct`) are left out.
     """
     offsets = [0]
     num_bytes = 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama_variants.errors import ConfigError
 from runners.data import DataConfig, overlap, prepare
 from runners.data.overlap import refuse_overlap, shared_passages
-from runners.data.passages import LENGTH, holds_any, passage_hashes
+from runners.data.passages import LENGTH, holds_any, in_stretches, passage_hashes
 from runners.training import gates
 
 WORDS = ["alpha", "beta", "gamma", "delta", "eta", "theta", "iota", "kappa", "mu", "nu", "xi", "pi", "rho", "tau"]
@@ -27,6 +27,14 @@ def test_digests_are_equal_exactly_where_passages_are(ids, length):
     assert len(hashes) == len(passages)
     assert len(set(hashes.tolist())) == len(set(passages))
     assert len(set(zip(hashes.tolist(), passages, strict=True))) == len(set(passages))
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20), st.integers(1, 70))
+def test_in_stretches_the_digests_are_the_same(ids, length, stretch):
+    tokens = np.asarray(ids, np.uint16)
+    found = list(in_stretches(tokens, length, stretch))
+    assert [start for start, _ in found] == list(range(0, max(0, len(ids) - length + 1), stretch))
+    assert np.array_equal(np.concatenate([[], *(hashes for _, hashes in found)]), passage_hashes(tokens, length))
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), min_size=3, max_size=40))
@@ -95,6 +103,25 @@ def test_dedupe_drops_that_document_and_no_other(config):
         [whole.train.tokens[: start["start"]], whole.train.tokens[start["start"] + start["tokens"] :]]
     )
     assert np.array_equal(corpus.train.tokens, rest)
+
+
+def test_near_duplicates_are_those_of_a_search_passage_by_passage(config):
+    for i, share in ((12, 0.9), (13, 0.6), (14, 0.4), (15, 0.1)):
+        words = Path(f"text/train-{i - 12:02}.txt").read_text().split()
+        kept = int(share * len(words))
+        Path(f"text/train-{i}.txt").write_text(" ".join(words[:kept]) + " " + text(f"new{i}", len(words) - kept))
+    corpus = prepare(config(), Path("cache"))
+    tokens, offsets = corpus.train.tokens, np.load(corpus.folder / "train.offsets.npy")
+    hashes = passage_hashes(np.asarray(tokens)).tolist()
+    seen: dict[int, int] = {}
+    wanted = []
+    for number in range(len(offsets) - 1):
+        own = [h for h in hashes[offsets[number] : offsets[number + 1]] if h % 16 == 0]
+        before = [seen.setdefault(h, number) < number for h in own]
+        if own and sum(before) >= len(own) / 2:
+            wanted.append(f"text/train-{number:02}.txt, document {number + 1} of {len(offsets) - 1}")
+    assert overlap.near_duplicates(corpus, "train") == wanted
+    assert {name[11:13] for name in wanted} == {"12", "13"}
 
 
 def test_undeclared_it_is_in_no_recipe(config):
