@@ -23,15 +23,15 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 _PIECE = 2**16  # characters; hundreds of pieces keep all cores busy
-_CUT = re.compile(r"(?<=\S)[ \n]")
+_CUT = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 def pieces(text: str) -> Iterator[str]:
     """``text`` in pieces that a byte-level BPE gives the same tokens as the whole, so that all cores can work on it.
 
-    Each piece but the first begins with a space or a line end that follows something else. There a pre-token of GPT-2's
-    pattern always ends, and what it finds on either side depends on nothing on the other. Text without such a place
-    stays whole.
+    Each piece but the first begins with a space, a tab or a line end that follows something else. There a pre-token of
+    GPT-2's pattern always ends, and what it finds on either side depends on nothing on the other. Text without such a
+    place stays whole.
     """
     start = 0
     while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):

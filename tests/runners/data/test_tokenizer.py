@@ -99,7 +99,9 @@ def corpus_with(folder: Path, tokenizer: Tokenizer, train: list[str], validation
 
 
 @pytest.mark.parametrize("name", ["own", *LOSSLESS])
-@given(st.lists(st.sampled_from(["word", " ", "\n", "  ", "\u00a0", "\x1c", "'s", "12", "é", "漢", "🙂", "\r", "."])))
+@given(
+    st.lists(st.sampled_from(["word", " ", "\n", "  ", "\u00a0", "\x1c", "'s", "12", "é", "漢", "🙂", "\r", "\t", "."]))
+)
 def test_in_pieces_a_text_has_the_same_tokens(bpe, name, parts):
     text = "".join(parts)
     tokenizer = bpe if name == "own" else TextTokenizer(_tokenizer(name), 1)
