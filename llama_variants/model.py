@@ -137,7 +137,8 @@ class LlamaModel(PreTrainedLlama):
         """
         if use_cache is not None:
             return use_cache
-        if self.training or not self.config.use_cache or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        configured = self.config.use_cache and self.document_end is None
+        if self.training or not configured or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return False
         if position_ids is None or position_ids.shape[1] == 1:
             return True

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,8 +239,11 @@ class MixtureSource(StrictModel):
     @property
     def shares(self) -> dict[str, float]:
         """Of the training tokens, by part; they add up to 1."""
-        total = sum(part.weight for part in self.parts.values())
-        return {name: part.weight / total for name, part in self.parts.items()}
+        return {name: float(self._share(part)) for name, part in self.parts.items()}
+
+    def _share(self, part: Part) -> Fraction:
+        """Exactly, of the decimals that are written: 3 to 1 is 6 to 2."""
+        return Fraction(str(part.weight)) / sum(Fraction(str(other.weight)) for other in self.parts.values())
 
     def taken(self, split: str) -> str:
         """Which files a split takes, in a line."""
@@ -261,8 +265,11 @@ class MixtureSource(StrictModel):
         parts = {}
         for name, part in self.parts.items():
             with in_part(name):
-                declared = part.model_dump(mode="json", exclude={"source"})
-                parts[name] = declared | {"source": part.source.identity()}
+                parts[name] = {
+                    "share": str(self._share(part)),
+                    "max_epochs": part.max_epochs,
+                    "source": part.source.identity(),
+                }
         return {"type": self.type, "tokens": self.tokens, "parts": parts}
 
 

@@ -35,7 +35,7 @@ def write_manifest(
         "sha256": digests,
         "files": documents.files,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": _digest(manifest)}, indent=1))
 
 
 def dtype_of(tokenizer: TextTokenizer) -> np.dtype[Any]:
@@ -71,11 +71,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
-        if manifest["fingerprint"] == _fingerprint(manifest["identity"], manifest["sha256"]):
+        digest = manifest.pop("digest", None)  # older ones have none
+        if manifest["fingerprint"] == _fingerprint(manifest["identity"], manifest["sha256"]) and (
+            digest in (None, _digest(manifest))
+        ):
             return manifest
     except (ValueError, KeyError, TypeError):
         pass
     raise DataError(f"{file} is not what was built; delete {folder}")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Over all that a manifest says, as it comes back from its file."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(identity: dict[str, Any], digests: dict[str, str]) -> str:

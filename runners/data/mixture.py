@@ -19,6 +19,10 @@ from runners.data.sources import Document, Documents, Encode, Split
 Item = TypeVar("Item")
 
 
+BYTES_A_TOKEN = 8
+"""So much text for each token of a mixture, at most, is a tokenizer learned from."""
+
+
 def interleave(
     streams: Mapping[str, Iterator[Item]], shares: Mapping[str, float], size: Callable[[Item], int]
 ) -> Iterator[Item]:
@@ -68,10 +72,21 @@ class Mixture:
                 documents.fetch(partial(_say_of, name, say))
 
     def read(self, split: Split) -> Iterator[Document]:
-        """Validation: the texts of one part after another. Training: by weight, in bytes, as far as that goes."""
-        if split == "train":
-            return self._interleaved(iter, lambda document: len(document.text.encode()))
-        return self._in_turn()
+        """Validation: the texts of one part after another. Training: by weight, in bytes, as far as that goes.
+
+        With ``tokens`` it goes to ``BYTES_A_TOKEN`` for each of them: a tokenizer is learned from about what it is for,
+        and no source is read to its end for it.
+        """
+        if split == "validation":
+            yield from self._in_turn()
+            return
+        most = math.inf if self.source.tokens is None else BYTES_A_TOKEN * self.source.tokens
+        had = 0
+        for document in self._interleaved(iter, _num_bytes):
+            yield document
+            had += _num_bytes(document)
+            if had >= most:
+                return
 
     def encoded(self, split: Split, encode: Encode) -> Iterator[tuple[Document, np.ndarray]]:
         """As :meth:`Documents.encoded`; training text interleaved by weight, in tokens.
@@ -147,13 +162,17 @@ class Mixture:
         self, encode: Callable[[Iterator[Document]], Iterator[Item]], size: Callable[[Item], int]
     ) -> Iterator[Item]:
         if self._held_out is None:
-            self._held_out = frozenset[bytes]().union(*(documents.held_out() for documents in self.parts.values()))
+            self._held_out = frozenset[bytes]().union(*map(self._held_out_of, self.parts))
         self.passes.clear()
         self._twice["train"] = 0
         owners: dict[bytes, str] = {}
         with ExitStack() as stack:
             streams = {name: stack.enter_context(closing(self._passes(name, encode, owners))) for name in self.parts}
             yield from interleave(streams, self.source.shares, size)
+
+    def _held_out_of(self, name: str) -> Set[bytes]:
+        with in_part(name):
+            return self.parts[name].held_out()
 
     def _passes(
         self, name: str, encode: Callable[[Iterator[Document]], Iterator[Item]], owners: dict[bytes, str]
@@ -188,6 +207,10 @@ class Mixture:
         epochs = math.ceil(most * self.source.shares[name] * tokens / had)
         allowed = f"`max_epochs: {epochs}`, a smaller weight, or `tokens: {self._tokens}`"
         return ConfigError([Problem(path=("data", "source", "parts", name), received=received, allowed=allowed)])
+
+
+def _num_bytes(document: Document) -> int:
+    return len(document.text.encode())
 
 
 def _say_of(name: str, say: Callable[[str], None], text: str) -> None:

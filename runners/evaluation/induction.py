@@ -41,6 +41,10 @@ class Induction:
         generator = np.random.Generator(np.random.Philox(key=self.config.seed))
         vocab_size = subject.corpus.manifest["vocab_size"]
         strings = generator.integers(vocab_size, size=(self.config.num_strings, half))
+        if subject.recipe.train.mask_documents:  # the end of a document would hide what is to be copied
+            end_id = subject.corpus.manifest["end_id"]
+            drawn = generator.integers(vocab_size - 1, size=strings.shape)
+            strings = np.where(strings == end_id, (end_id + 1 + drawn) % vocab_size, strings)
         losses = token_losses(subject, np.concatenate([strings, strings], axis=1)).double()  # (n, 2 half - 1)
         return {
             "val/induction_loss": float(losses[:, half:].mean()),

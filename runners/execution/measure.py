@@ -199,6 +199,10 @@ def _label(text: Text, corpus: Corpus, probe: str, settings: ProbeConfig, num_wi
     return "-".join(parts)
 
 
+_AS_TRAINED: Mapping[str, Any] = {"residual_stream": "float32", "mask_documents": False}
+"""What :func:`set_as_trained` sets, and what is no part of an identity."""
+
+
 def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig) -> dict[str, Any]:
     """What bears on a measurement besides the weights."""
     return {
@@ -208,7 +212,11 @@ def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig)
         "precision": recipe.train.precision,
         "probe": {"type": probe, **settings.identity()},
         "version": PROBE.version(probe),
-        **({"mask_documents": True} if recipe.train.mask_documents else {}),
+        **{
+            name: getattr(recipe.train, name)
+            for name, plain in _AS_TRAINED.items()
+            if getattr(recipe.train, name) != plain
+        },
     }
 
 

@@ -299,6 +299,7 @@ def test_documents_are_found_by_the_token_that_ends_them(ours):
     ours.model.document_end = 0
     got = ours(tokens, use_cache=False).logits
     assert torch.equal(got, ours(tokens, position_ids=PACKED, use_cache=False).logits)
+    assert torch.equal(got, ours(tokens).logits)
     assert torch.equal(got, ours(tokens, labels=tokens).logits)
     assert torch.equal(cached, ours(tokens, use_cache=True).logits)
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from llama_variants import build_model
 from llama_variants.errors import ConfigError
 from runners.data import Corpus, DataConfig, prepare, shards
+from runners.data.config import MixtureSource
 from runners.data.held_out import held_out
-from runners.data.mixture import interleave
+from runners.data.mixture import BYTES_A_TOKEN, Mixture, interleave
 from runners.data.overlap import document_at
 from runners.data.shards import known_sizes
 from runners.data.tokenizer import TextTokenizer
@@ -120,6 +121,8 @@ def test_the_order_follows_the_declaration_and_not_how_it_is_written_or_carried_
     assert prepare(turned, Path("elsewhere")).fingerprint == corpus.fingerprint
     other = config({**parts, "talk": {**parts["talk"], "weight": 0.6}})
     assert other.identity() != turned.identity()
+    doubled = config({name: {**part, "weight": 2 * part["weight"]} for name, part in parts.items()})
+    assert doubled.identity() == turned.identity()
     assert DataConfig.model_validate(other.model_dump(mode="json")).identity() == other.identity()
 
 
@@ -164,7 +167,11 @@ def test_problems_of_a_source_name_its_part(parts):
     Path("bad.jsonl").write_text('{"other": 1}\n')
     with pytest.raises(ConfigError, match=r"data\.source\.parts\.prose\.source\.train: received no 'text'"):
         prepare(config(parts), Path("cache"))
-    write("bad.jsonl", texts("code", 1))
+    good, parts["prose"]["source"]["validation"] = parts["prose"]["source"]["validation"], ["bad.jsonl"]
+    parts["prose"]["source"]["train"] = write("good.jsonl", texts("prose", 1))
+    with pytest.raises(ConfigError, match=r"data\.source\.parts\.prose\.source\.validation: received no 'text'"):
+        prepare(config(parts), Path("cache"))
+    parts["prose"]["source"] |= {"train": write("bad.jsonl", texts("code", 1)), "validation": good}
     with pytest.raises(ConfigError, match=r"parts\.prose: received no document that the other parts"):
         prepare(config(parts), Path("cache"))
 
@@ -185,6 +192,13 @@ def test_wrong_parts_are_refused(parts, change):
         config({**parts, "code": {**parts["code"], **change}})
     with pytest.raises(ValidationError, match="at least 2"):
         config({"code": parts["code"]})
+
+
+def test_a_tokenizer_is_learned_from_about_the_tokens_of_the_mixture(parts):
+    source = config(parts, tokens=50).source
+    assert isinstance(source, MixtureSource)
+    read_for_it = [len(document.text.encode()) for document in Mixture(source, Path("cache")).read("train")]
+    assert sum(read_for_it[:-1]) < 50 * BYTES_A_TOKEN <= sum(read_for_it)
 
 
 def test_a_mixture_has_no_more_tokens_than_are_promised_before_it_is_built(parts):

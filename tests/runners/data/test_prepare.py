@@ -206,7 +206,10 @@ def test_damage_to_shards_is_found(two_wheels, tmp_path):
     with pytest.raises(DataError, match=r"train.bin has .* bytes"):
         prepare(two_wheels, tmp_path)
     manifest = corpus.folder / "manifest.json"
-    for damaged in (manifest.read_text().replace("train.bin", "train.bim"), manifest.read_text()[:-9]):
+    built = manifest.read_text()
+    end = '"end_id": 0'
+    assert end in built
+    for damaged in (built.replace("train.bin", "train.bim"), built.replace(end, '"end_id": 5'), built[:-9]):
         manifest.write_text(damaged)
         with pytest.raises(DataError, match="manifest.json is not what was built; delete"):
             prepare(two_wheels, tmp_path)

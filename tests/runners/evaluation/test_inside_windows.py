@@ -22,6 +22,7 @@ from runners.evaluation.loss_by_position import LossByPosition, doubling
 from runners.evaluation.loss_past_window import LossPastWindow
 from runners.evaluation.subject import Subject
 from runners.evaluation.tokens import token_losses
+from tests.runners.helpers import changed
 
 
 @pytest.fixture
@@ -95,6 +96,18 @@ def test_what_copies_has_no_loss_on_a_repetition_and_what_guesses_all_of_it(subj
     assert other["val/induction_loss"] > guess
     untrained = probe(subject)
     assert untrained["val/induction_loss"] == pytest.approx(math.log(subject.recipe.model.vocab_size), abs=0.7)
+
+
+def test_no_string_to_copy_holds_the_end_of_a_document_that_hides_it(subject):
+    recipe = replace(subject.recipe, train=changed(subject.recipe.train, mask_documents=True))
+    seen: list[torch.Tensor] = []
+    subject.model.model.embed_tokens.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    for asked in (recipe, subject.recipe):
+        Induction(Induction.Config(num_strings=200))(Subject(subject.model, asked, subject.corpus, 200))
+    masked, plain = seen
+    assert not (masked == subject.corpus.manifest["end_id"]).any()
+    assert ((masked == plain) | (plain == subject.corpus.manifest["end_id"])).all()
+    assert (masked != plain).any()
 
 
 def test_no_micro_batch_changes_what_is_measured(subject):

@@ -21,6 +21,7 @@ from runners.runs.folder import RunFolder
 from runners.runs.signals import StopRequest
 from runners.training.loss import evaluate
 from tests.runners.children import new_run
+from tests.runners.helpers import changed
 
 CPU, CACHE = torch.device("cpu"), Path("cache")
 OWN = [Text(name="own", source=None)]
@@ -91,6 +92,24 @@ def test_other_text_and_the_same_text_from_elsewhere(run, project):
     (other,) = measure(of_run(run, "a"), [Text(name="notes", source=source)], probes("loss"), CPU, CACHE, num_windows=2)
     assert set(other.mirrored()) == {f"probe/notes-w2/{name}" for name in ("loss", "bits_per_byte", "loss_se")}
     assert other.metrics["val/loss"] != own.metrics["val/loss"]
+
+
+def test_weights_are_measured_as_each_recipe_has_them(run):
+    """One set of weights: in bfloat16, with the stream in it, and with documents kept apart."""
+    recipe, _ = run.config()
+    for number, word in enumerate(["alpha", "beta", "gamma", "delta"] * 80):
+        Path(f"text/short-{number:03}.txt").write_text(f"{word} {number}")  # several in each window
+    source = FilesSource(type="files", train=("text/train*.txt",), validation=("text/short*.txt",))
+    own = [Text(name="short", source=source)]
+    changes = ({}, {"residual_stream": "bfloat16"}, {"mask_documents": True}, {})
+    losses = []
+    for change in changes:
+        asked = replace(recipe, train=changed(recipe.train, precision="bfloat16", **change))
+        (found,) = measure(of_file(str(run.final), asked, Path("runs")), own, probes("loss"), CPU, CACHE)
+        losses.append(found.metrics["val/loss"])
+    assert losses[0] == losses[-1]
+    assert len(set(losses)) == 3
+    assert len(list(Path("runs/weights").rglob("*.json"))) == 3
 
 
 def test_saved_weights_are_measured_as_the_run_that_kept_them(run, tmp_path):
