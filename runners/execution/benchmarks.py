@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import math
+import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,11 +18,13 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from analysis.store.schema import LOWER, TASK_PREFIX
 from llama_variants.errors import ConfigError, Problem
-from runners.data.config import too_large
+from runners.data.config import DataError, too_large
+from runners.data.declared import file_sha256, local
 from runners.data.tokenizer import load_auto
 from runners.execution.measure import Weights, rows_at_a_time
 from runners.runs.evaluations import Measurement
@@ -42,7 +45,8 @@ class Benchmark:
     leaves: tuple[str, ...]  # the tasks in it
     num_fewshot: int | None
     limit: int | None
-    identity: Mapping[str, Any]  # what bears on its scores, besides weights and precision
+    generates: bool  # text, for which the model's own generation_config.json counts
+    identity: Mapping[str, Any]  # what bears on its scores, besides weights, tokenizer and precision
 
 
 def load(
@@ -54,6 +58,8 @@ def load(
 ) -> list[Benchmark]:
     """The tasks of these names, with their data; a tag stands for its tasks, and so does a group without a score.
 
+    Each name is loaded from lm_eval's seeds, whatever the others draw; the caller's generators stay as they are.
+
     Args:
         names: of lm_eval's tasks, groups and tags, or those of ``include_path``.
         num_fewshot: examples before each item, other than as the task says; one that says 0 keeps to it, as in lm_eval.
@@ -63,6 +69,7 @@ def load(
     Raises:
         ConfigError: without lm_eval, for a name that it does not know, and for a task that cannot be loaded or needs
             what this does not do.
+        DataError: when the data cannot be fetched.
     """
     if missing := [name for name in ("lm_eval", "accelerate") if importlib.util.find_spec(name) is None]:
         received = f"tasks, without the package {missing[0]}"
@@ -97,21 +104,34 @@ def _unknown(name: str, known: Sequence[str]) -> Problem:
 
 def _load(manager: Any, name: str, num_fewshot: int | None, limit: int | None) -> list[Benchmark]:
     try:
-        with _quiet():
+        with _quiet(), _seeded():
             loaded = manager.load([name])
             tasks, group = loaded["tasks"], loaded["groups"].get(name)
             parts = [(name, group)] if group is not None and group.has_aggregation else list(tasks.items())
-            return [_benchmark(title, part, tasks, num_fewshot, limit) for title, part in parts]
+            return [_benchmark(manager, title, part, tasks, num_fewshot, limit) for title, part in parts]
     except ConfigError:
         raise
     except Exception as error:  # whatever a task's code, its YAML or the hub that has its data may raise
-        told = (str(error).strip().splitlines() or [""])[0]
-        received = f"{name!r}, which raises {type(error).__name__}: {told}"
-        allowed = "a task that loads, with its data"
-        raise ConfigError([Problem(path=("--tasks",), received=received, allowed=allowed)]) from None
+        raise _refusal(repr(name), error, "a task that loads, with its data") from None
 
 
-def _benchmark(name: str, part: Any, tasks: Mapping[str, Any], num_fewshot: int | None, limit: int | None) -> Benchmark:
+def _refusal(what: str, error: Exception, allowed: str) -> ConfigError | DataError:
+    """What a task raised, in words: the network's fault where it is behind the error, else the task's."""
+    from httpx import TransportError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    received = f"{what}, which raises {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionError, LocalEntryNotFoundError, TransportError)):
+            return DataError(f"could not fetch the data of {received}")
+        cause = cause.__cause__ or cause.__context__
+    return ConfigError([Problem(path=("--tasks",), received=received, allowed=allowed)])
+
+
+def _benchmark(
+    manager: Any, name: str, part: Any, tasks: Mapping[str, Any], num_fewshot: int | None, limit: int | None
+) -> Benchmark:
     import lm_eval
 
     leaves = {name: part} if name in tasks else tasks
@@ -134,6 +154,9 @@ def _benchmark(name: str, part: Any, tasks: Mapping[str, Any], num_fewshot: int 
         "group": None if name in tasks else _digest([part.version, *map(vars, part.aggregate_metric_list)]),
         "tasks": {title: _identity(task, shots[title] or 0) for title, task in sorted(leaves.items())},
     }
+    if (own_code := _own_code(manager, [name, *leaves])) is not None:
+        identity["code"] = own_code
+        label.append(_digest([identity])[:6])  # another task may have the same name
     return Benchmark(
         name=name,
         label="-".join(label),
@@ -141,8 +164,23 @@ def _benchmark(name: str, part: Any, tasks: Mapping[str, Any], num_fewshot: int 
         leaves=tuple(leaves),
         num_fewshot=num_fewshot,
         limit=limit,
+        generates=any(task.OUTPUT_TYPE == "generate_until" for task in leaves.values()),
         identity=identity,
     )
+
+
+def _own_code(manager: Any, titles: Iterable[str]) -> str | None:
+    """A digest of all Python files of ``--include-path``, where any of these tasks and groups is from there.
+
+    A configuration holds the source of the functions that it names, and not of those that they call.
+    """
+    if manager.include_path is None:
+        return None
+    root, roots = Path(manager.include_path), {title.partition("::")[0] for title in titles}  # GROUP::TASK is of GROUP
+    entries = [manager.task_index[title] for title in roots if title in manager.task_index]
+    if not any(entry.yaml_path and entry.yaml_path.is_relative_to(root) for entry in entries):
+        return None
+    return _digest([file.relative_to(root).as_posix(), file_sha256(file)] for file in sorted(root.rglob("*.py")))
 
 
 def _identity(task: Any, num_fewshot: int) -> dict[str, Any]:
@@ -183,14 +221,27 @@ def measure(
         benchmarks: of :func:`load`.
         device: where to compute.
         say: takes a line when something is computed.
+
+    Raises:
+        ConfigError: for a tokenizer that does not fit, and a task that fails.
+        DataError: when the tokenizer cannot be fetched.
     """
+    declared = weights.tokenizer
+    tokenizer = load_auto(declared.path, declared.revision, declared.gguf_file)
+    bears = {
+        "precision": weights.recipe.train.precision,
+        "tokenizer": _digest([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map]),
+    }
+    generation = local(declared.path) / "generation_config.json"
     found: list[Measurement] = []
     lm: Any = None
     for one in benchmarks:
-        identity = {**one.identity, "precision": weights.recipe.train.precision, "label": one.label}
+        identity = {**one.identity, **bears, "label": one.label}
+        if one.generates and generation.is_file():
+            identity["generation"] = file_sha256(generation)
         known = weights.kept.find(LM_EVAL, identity)
         if known is None:
-            lm = lm or _lm(weights, device)
+            lm = lm or _lm(weights, tokenizer, device)
             say(one.label)
             metrics, items, cut = _evaluate(lm, one)
             if cut:
@@ -209,14 +260,13 @@ def measure(
     return found
 
 
-def _lm(weights: Weights, device: torch.device) -> Any:
-    """The model as lm_eval takes it, with logits in float32 under autocast too."""
+def _lm(weights: Weights, tokenizer: Any, device: torch.device) -> Any:
+    """The plain model as lm_eval loads it, with logits in float32 under autocast too."""
     from lm_eval.models.huggingface import HFLM
 
     model: Any = weights.load()  # whose `to` is untyped
     model.to(device)
-    declared = weights.tokenizer
-    tokenizer = load_auto(declared.path, declared.revision, declared.gguf_file)
+    model.model.residual_stream = model.model.document_end = None  # a probe may have set them on the same object
     if (ids := len(tokenizer)) > model.config.vocab_size:
         raise ConfigError([too_large(ids, model.config.vocab_size)])
     half = weights.recipe.train.precision == "bfloat16"
@@ -235,14 +285,21 @@ def _evaluate(lm: Any, one: Benchmark) -> tuple[dict[str, float], dict[str, tupl
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    with _quiet() as warnings:
-        results = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[one.task],
-            task_manager=TaskManager(include_defaults=False),  # the task is there: no index of thousands for it
-            num_fewshot=one.num_fewshot,
-            limit=one.limit,
-        )
+    try:
+        with _quiet() as warnings:
+            results = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=[one.task],
+                task_manager=TaskManager(include_defaults=False),  # the task is there: no index of thousands for it
+                num_fewshot=one.num_fewshot,
+                limit=one.limit,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a task's code may raise, or its examples, when they are too few
+        given = {"--num-fewshot": one.num_fewshot, "--limit": one.limit}
+        options = "".join(f" {option} {value}" for option, value in given.items() if value is not None)
+        raise _refusal(f"{one.name!r}{options}", error, "a task that can be scored so") from None
     better = results["higher_is_better"].get(one.name, {})
     samples = [sample for leaf in one.leaves for sample in results["samples"][leaf]]
     metrics: dict[str, float] = {}
@@ -263,6 +320,23 @@ def _evaluate(lm: Any, one: Benchmark) -> tuple[dict[str, float], dict[str, tupl
         if each and all(isinstance(x, Real) for x in each) and math.isclose(sum(each) / len(each), value):
             items[key] = tuple(map(float, each))
     return metrics, items, sum("Truncating" in warning for warning in warnings)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Inside, the global generators begin as lm_eval's command has them; afterwards they are as before."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextlib.contextmanager

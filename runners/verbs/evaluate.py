@@ -84,7 +84,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(options: Options, context: Context) -> int:
-    """Measure, keep and print. Raises ConfigError for what cannot be evaluated, with nothing measured."""
+    """Measure, keep and print. Raises ConfigError for what cannot be evaluated; what was measured before is kept."""
+    from runners.data.config import DataError
+
+    try:
+        return _evaluate(options)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _evaluate(options: Options) -> int:
     if options.plugin:
         _import(options.plugin)
     plans = {what: _plan(what, options) for what in options.what if what.endswith((".yaml", ".yml"))}
@@ -92,7 +102,6 @@ def evaluate(options: Options, context: Context) -> int:
     probes = _read_probes(options.probes or by_default)  # once the plugins of the plans are there
     tasks = _tasks(options)
     from llama_variants.errors import ConfigError, Problem
-    from runners.data import DataError
     from runners.execution import benchmarks
     from runners.execution.measure import measure
     from runners.execution.mirrors import Mirrors
@@ -107,18 +116,14 @@ def evaluate(options: Options, context: Context) -> int:
     asked = {what: list(_weights(what, plans.get(what), options)) for what in options.what}
     out = sys.stderr if options.as_json else sys.stdout
     measured: dict[str, dict[str, dict[str, float]]] = {}  # WHAT → weights → metric
-    try:
-        for what, several in asked.items():
-            for place, weights in enumerate(several, start=1):
-                say = _teller(f"[{place}/{len(several)}] {weights.title}", out)
-                found = measure(weights, texts, probes, device, CACHE, num_windows=options.windows, say=say)
-                if tasks:
-                    found += benchmarks.measure(weights, tasks, device, say=say)
-                values = {key: value for one in found for key, value in one.mirrored().items()}
-                measured.setdefault(what, {})[weights.title] = values
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for what, several in asked.items():
+        for place, weights in enumerate(several, start=1):
+            say = _teller(f"[{place}/{len(several)}] {weights.title}", out)
+            found = measure(weights, texts, probes, device, CACHE, num_windows=options.windows, say=say)
+            if tasks:
+                found += benchmarks.measure(weights, tasks, device, say=say)
+            values = {key: value for one in found for key, value in one.mirrored().items()}
+            measured.setdefault(what, {})[weights.title] = values
     if options.as_json:
         print(json.dumps(measured, indent=1))
         return 0

@@ -24,7 +24,8 @@ from transformers import LlamaForCausalLM as StockLlama
 from llama_variants import load_pretrained
 from llama_variants.errors import ConfigError
 from runners.execution import benchmarks
-from runners.execution.measure import of_file, of_run
+from runners.execution.measure import Text, measure, of_file, of_run
+from runners.planning.components import PROBE
 from runners.runs.evaluations import Measurement
 from runners.runs.folder import RunFolder
 from tests.conftest import ROOT
@@ -68,7 +69,48 @@ task: [choice, other]
 aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]
 metadata: {version: 1.0}
 """
+WRITTEN = """
+task: written
+dataset_path: json
+dataset_kwargs: ITEMS
+output_type: generate_until
+validation_split: validation
+doc_to_text: "{{query}}"
+doc_to_target: "{{query}}"
+generation_kwargs: {until: ["!"], max_gen_toks: 2}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
 TAGGED = "tag: tagged\n"
+DRAWN = """
+task: drawn
+custom_dataset: !function drawn.items
+output_type: multiple_choice
+validation_split: validation
+process_results: !function drawn.score
+doc_to_text: ""
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+CODE = """
+import random
+import datasets
+import numpy as np
+import torch
+
+def items(**options):
+    words = ["alpha", "beta", "gamma", "delta", "epsilon"]
+    draws = [random.choice(words), words[np.random.randint(5)], words[torch.randint(5, ()).item()]]
+    return {"validation": datasets.Dataset.from_list([{"choices": draws, "gold": 0}])}
+
+def score(doc, results):
+    return {"acc": value()}
+
+def value():
+    return 1.0
+"""
+HEX = "-[0-9a-f]{6}/"
+"""What stands behind the name of a task of one's own."""
 
 
 def write_tasks(folder: Path, num_items: int = 24) -> Path:
@@ -108,7 +150,8 @@ def measured(weights, names, tasks, **options) -> list[Measurement]:
 
 
 def scores(weights, names, tasks, **options) -> dict[str, float]:
-    return {k: v for one in measured(weights, names, tasks, **options) for k, v in one.mirrored().items()}
+    found = [one.mirrored() for one in measured(weights, names, tasks, **options)]
+    return {re.sub(HEX, "/", key): value for one in found for key, value in one.items()}
 
 
 def by_lm_eval(lm: HFLM, names, tasks, **options) -> dict[str, float]:
@@ -165,7 +208,7 @@ def test_a_variant_scores_the_same_by_lm_eval_s_own_command(variant, tasks, tmp_
     (file,) = tmp_path.glob("out*.json")
     theirs = keyed(json.loads(file.read_text())["results"])
     tagged = measured(of_run(variant, "a"), ["tagged"], tasks)
-    assert [one.text for one in tagged] == ["choice", "other"]
+    assert [one.text[:-7] for one in tagged] == ["choice", "other"]
     ours = scores(of_run(variant, "a"), ["both", "tagged", "rolling"], tasks)
     assert ours == pytest.approx(theirs, rel=1e-6)
     assert {key for key in ours if key.startswith("lm_eval/both/")} == {"lm_eval/both/acc", "lm_eval/both/acc_stderr"}
@@ -224,10 +267,79 @@ def test_a_score_is_made_once_and_again_for_what_bears_on_it(variant, tasks, tmp
     }
     assert {key.split("/")[1] for key in keys} == {"choice-limit5", "choice-1shot"}
     assert len(list(variant.evaluations.glob("*.json"))) == 3
+    tokenizer = variant.final / "tokenizer.json"
+    before = tokenizer.read_text()
+    tokenizer.write_text(re.sub(r'("use_regex": ?)true', r"\1false", before))
+    assert tokenizer.read_text() != before
+    measured(weights, ["choice"], tasks)
+    tokenizer.write_text(before)
+    assert len(list(variant.evaluations.glob("*.json"))) == 4
     lines = (folder / "choice.jsonl").read_text().splitlines()
     (folder / "choice.jsonl").write_text("\n".join(lines[1:]))
     (other,) = measured(weights, ["choice"], folder)
     assert len(other.items["acc"]) == len(lines) - 1
+    assert re.sub(HEX, "/", f"{other.text}/") == "choice/"
+    assert other.text != first[0].text  # one key is one way to measure
+
+
+def test_generated_text_depends_on_the_model_s_own_generation_config(variant, tasks, tmp_path):
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    items = f"{{data_files: {{validation: {folder / 'choice.jsonl'}}}}}"
+    (folder / "written.yaml").write_text(WRITTEN.replace("ITEMS", items))
+    file = variant.final / "generation_config.json"
+    shown = json.loads(file.read_text())
+    found = []
+    for text in (shown, shown, shown | {"repetition_penalty": 1.5}):
+        file.write_text(json.dumps(text))
+        found += measured(of_run(variant, "a"), ["written", "choice"], folder, limit=2)
+    written, choice = found[::2], found[1::2]
+    assert written[0] == written[1] != written[2]
+    assert choice[0] == choice[2]
+
+
+def test_a_task_that_draws_is_the_one_that_lm_eval_loads_and_knows_its_helpers(tmp_path):
+    (tmp_path / "drawn.yaml").write_text(DRAWN)
+    code = tmp_path / "drawn.py"
+    code.write_text(CODE)
+    random.seed(0), np.random.seed(1234), torch.manual_seed(1234)
+    theirs = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["drawn"])["tasks"]["drawn"]
+    states = random.random(), np.random.rand(), torch.rand(()).item()
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    (once,) = benchmarks.load(["drawn"], include_path=tmp_path)
+    drawn = random.random(), np.random.rand(), torch.rand(()).item()
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    assert drawn == (random.random(), np.random.rand(), torch.rand(()).item()) != states
+    (again,) = benchmarks.load(["drawn"], include_path=tmp_path)
+    assert once.task.eval_docs[:] == again.task.eval_docs[:] == theirs.eval_docs[:]
+    assert (once.identity, once.label) == (again.identity, again.label)
+    code.write_text(CODE.replace("return 1.0", "return 0.0"))  # no function that the YAML names
+    (other,) = benchmarks.load(["drawn"], include_path=tmp_path)
+    assert other.identity["tasks"] == once.identity["tasks"]
+    assert other.label != once.label
+
+
+def test_a_task_scores_the_plain_model_whatever_a_probe_set_on_it_before(variant, tasks):
+    recipe, _ = variant.config()
+    half = {"precision": "bfloat16", "residual_stream": "bfloat16", "mask_documents": True}
+    recipe = replace(recipe, train=recipe.train.model_copy(update=half))
+    found = []
+    for asked in ([], [Text(name="own", source=None)]):
+        weights = of_file(str(variant.final), recipe, Path(f"runs{len(asked)}"))
+        measure(weights, asked, {"loss": PROBE.config_class("loss")()}, CPU, Path("cache"))
+        found.append(scores(weights, ["choice"], tasks))
+    assert found[0] == found[1]
+
+
+def test_what_fails_while_it_is_scored_is_named_with_its_option(variant, tasks, tmp_path):
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    (folder / "drawn.yaml").write_text(DRAWN)
+    (folder / "drawn.py").write_text(CODE.replace("return 1.0", "raise KeyError('lost')"))
+    for name, options, says in (
+        ("choice", {"num_fewshot": 50}, "'choice' --num-fewshot 50, which raises ValueError: "),
+        ("drawn", {}, "'drawn', which raises KeyError: 'lost'"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            measured(of_run(variant, "a"), [name], folder, **options)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +382,7 @@ def test_requests_that_are_cut_are_counted(variant, tasks):
     said: list[str] = []
     asked = benchmarks.load(["choice"], include_path=tasks, num_fewshot=4)
     benchmarks.measure(of_run(variant, "a"), asked, CPU, say=said.append)
-    assert said == [
+    assert [re.sub("-[0-9a-f]{6}", "", line) for line in said] == [
         "choice-4shot",
         "choice-4shot: 72 requests are longer than the model's window and lose their beginning",
     ]

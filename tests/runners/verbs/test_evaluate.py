@@ -104,26 +104,26 @@ def test_an_experiment_s_tasks_are_scored_judged_and_reported_with_somebody_else
     asked = ("--tasks", "choice,rolling", "--include-path", "tasks")
     done = cli("evaluate", *what, *asked)
     assert done.returncode == 0, done.stderr
-    assert "[1/6] control seed 0: choice\n" in done.stdout
+    choice, rolling = re.findall(r"\[1/6\] control seed 0: ((?:choice|rolling)-[0-9a-f]{6})\n", done.stdout)
     table = done.stdout.partition("as the verdicts are made: ")[2]
     assert table.startswith("4 metrics of 1 variants are one family")
     assert {line.split()[0] for line in table.splitlines() if line.startswith("lm_eval/")} == {
-        *(f"lm_eval/choice/{name}" for name in ("acc", "acc_norm", "brier_score/lower")),
-        "lm_eval/rolling/word_perplexity/lower",
+        *(f"lm_eval/{choice}/{name}" for name in ("acc", "acc_norm", "brier_score/lower")),
+        f"lm_eval/{rolling}/word_perplexity/lower",
     }
     again = cli("evaluate", *what, *asked, "--probe", "loss")
     assert "control seed 0: choice" not in again.stdout  # scored once
     assert "control seed 0: loss on own" in again.stdout
     assert re.search(r"own/loss .*\n +twin .*\] +0\.0\d+ ", again.stdout)  # the evaluation's own error
-    one = cli("report", *what, "--metric", "lm_eval/choice/acc")
+    one = cli("report", *what, "--metric", f"lm_eval/{choice}/acc")
     assert "1 metrics of 1 variants are one family" in one.stdout
     assert cli("report", *what).returncode == 0
     page = (project / "reports/plugged-micro/report.md").read_text()
-    for words in ("lm_eval/rolling/word_perplexity/lower", "evaluation SE"):
+    for words in (f"lm_eval/{rolling}/word_perplexity/lower", "evaluation SE"):
         assert words in page
     said = cli("evaluate", *what, *asked, "--json")
     values = json.loads(said.stdout)["experiments/plugged.yaml"]["relu seed 1"]
-    assert 0 < values["lm_eval/choice/acc_stderr"] < 0.2
+    assert 0 < values[f"lm_eval/{choice}/acc_stderr"] < 0.2
 
     (project / "somebody_s.py").write_text(PLUGIN)
     recipe = next(file for file in (project / "runs").glob("*/config.yaml") if "relu_of_somebody" in file.read_text())
@@ -164,3 +164,13 @@ def test_what_cannot_be_measured_is_an_error_with_nothing_written(project, cli, 
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path for path in project.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_a_task_whose_data_cannot_be_fetched_ends_as_a_fault_of_the_network(project, cli, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (project / "tasks").mkdir()
+    (project / "tasks/far.yaml").write_text("task: far\ndataset_path: org/nowhere\noutput_type: loglikelihood\n")
+    done = cli("evaluate", EXPERIMENT, "--tasks", "far", "--include-path", "tasks")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: could not fetch the data of 'far', which raises Connection")
+    assert "Traceback" not in done.stderr
