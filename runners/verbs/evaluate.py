@@ -259,7 +259,6 @@ VERB = verb(
     examples=(
         "evaluate experiments/rotary_theta.yaml --base tiny",
         "evaluate SmolLM2-135M-Instruct.Q4_1.gguf --on packages --probe loss_by_domain",
-        "evaluate experiments/demo.yaml --on 'notes/*.md' --probe loss",
         "evaluate experiments/demo.yaml --tasks arc_easy,piqa --limit 200",
     ),
 )

@@ -67,7 +67,6 @@ VERB = verb(
     examples=(
         "report experiments/demo.yaml",
         "report experiments/rotary_theta.yaml --base tiny --metric probe/own/loss_past_window/4x",
-        "report experiments/demo.yaml --metric lm_eval/arc_easy/acc",
         "report experiments/head_grouping.yaml --base tiny --keep experiments/results",
     ),
 )
