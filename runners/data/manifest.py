@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from runners.data.batches import Corpus
-from runners.data.config import DataError, file_sha256
+from runners.data.config import DataError
+from runners.data.declared import file_sha256, version
 from runners.data.mixture import Mixture
 from runners.data.sources import Documents
 from runners.data.tokenizer import TextTokenizer
@@ -62,8 +63,7 @@ _VERIFIED: dict[Path, tuple[tuple[str, int, int], ...]] = {}
 
 
 def _version(file: Path) -> tuple[int, int]:
-    stat = file.stat() if file.exists() else None
-    return (stat.st_mtime_ns, stat.st_size) if stat else (0, 0)
+    return version(file) if file.exists() else (0, 0)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

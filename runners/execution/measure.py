@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llama_variants import LlamaForCausalLM, load_pretrained
 from llama_variants.errors import ConfigError, Problem
+from llama_variants.types import bearing
 from runners.data import prepare
 from runners.data.batches import Corpus
 from runners.data.config import Source, too_large
@@ -199,8 +200,8 @@ def _label(text: Text, corpus: Corpus, probe: str, settings: ProbeConfig, num_wi
     return "-".join(parts)
 
 
-_AS_TRAINED: Mapping[str, Any] = {"residual_stream": "float32", "mask_documents": False}
-"""What :func:`set_as_trained` sets, and what is no part of an identity."""
+_AS_TRAINED = ("residual_stream", "mask_documents")
+"""What :func:`set_as_trained` reads of a recipe."""
 
 
 def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig) -> dict[str, Any]:
@@ -212,11 +213,7 @@ def _identity(recipe: Recipe, corpus: Corpus, probe: str, settings: ProbeConfig)
         "precision": recipe.train.precision,
         "probe": {"type": probe, **settings.identity()},
         "version": PROBE.version(probe),
-        **{
-            name: getattr(recipe.train, name)
-            for name, plain in _AS_TRAINED.items()
-            if getattr(recipe.train, name) != plain
-        },
+        **bearing(recipe.train, {name: getattr(recipe.train, name) for name in _AS_TRAINED}),
     }
 
 
